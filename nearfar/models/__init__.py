@@ -1,0 +1,1 @@
+"""ChatModel implementations and the wrappers around them; knows nothing of routing."""

@@ -1,0 +1,1 @@
+"""Which model answers: signals, scores, cascades, policies and the decision log."""

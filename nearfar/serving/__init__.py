@@ -1,0 +1,1 @@
+"""How models and answers are served: the HTTP gateway."""

@@ -1,0 +1,240 @@
+"""SQLite for everything that nearfar keeps: open, migrate, group commit.
+
+One writer thread per store takes all that is queued, writes it in one transaction and wakes the waiters, so that a
+hundred requests at once cost one commit. WAL with `synchronous=NORMAL`: what `write` or `flush` has confirmed
+survives the process (`kill -9`); a power loss may cost the last groups, never the file's integrity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nearfar.errors import DataError
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+#: How long a writer waits for another process's transaction.
+BUSY_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of one component; `migrations[i]` takes version i to i + 1 and is never edited once released."""
+
+    component: str
+    migrations: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Job:
+    operation: Operation[Any]
+    loop: asyncio.AbstractEventLoop | None  # None: nobody waits
+    future: asyncio.Future[Any] | None
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Store:
+    """One SQLite file, shared by any number of threads, event loops and processes.
+
+    Args:
+        path: the file; its folder is made if need be. The file is readable by its owner alone.
+        schemas: the components whose tables it must have.
+
+    Raises:
+        DataError: not a SQLite file, of a newer version, or not writable.
+    """
+
+    def __init__(self, path: str | Path, schemas: Sequence[Schema]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._writer = self._connect()
+            _migrate(self._writer, schemas, self.path)
+            self._reader = self._connect()
+        except (OSError, sqlite3.Error) as exc:
+            raise _unusable(self.path, exc) from exc
+        self._reader_lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"nearfar-store-{self.path.name}", daemon=True)
+        self._thread.start()
+        self._is_closed = False
+        atexit.register(self.close)
+
+    async def write(self, operation: Operation[T]) -> T:
+        """Runs `operation` in the next group and returns its result once the group is committed.
+
+        The operation must not commit. If it raises, its own changes alone are undone.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._put(_Job(operation, loop, future))
+        return await future
+
+    def submit(self, operation: Operation[object]) -> None:
+        """Queues `operation` and returns at once; a failure is raised by the next `flush`."""
+        self._put(_Job(operation, None, None))
+
+    async def flush(self) -> None:
+        """Waits until everything queued so far is committed.
+
+        Raises:
+            DataError: something queued by `submit` since the last flush could not be written.
+        """
+        await self.write(_nothing)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise _unusable(self.path, failure) from failure
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Runs a read-only `operation` in a thread and returns its result."""
+        return await asyncio.to_thread(self._read, operation)
+
+    def close(self) -> None:
+        """Writes what is queued and closes the file. Twice is fine."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        atexit.unregister(self.close)
+        self._jobs.put(None)
+        self._thread.join()
+        with self._reader_lock:
+            self._reader.close()
+        self._writer.close()
+
+    def _put(self, job: _Job) -> None:
+        if self._is_closed:
+            raise DataError(f"The store {str(self.path)!r} is closed.", path=str(self.path))
+        self._jobs.put(job)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        return connection
+
+    def _read(self, operation: Operation[T]) -> T:
+        with self._reader_lock:
+            try:
+                return operation(self._reader)
+            except sqlite3.Error as exc:
+                raise _unusable(self.path, exc) from exc
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            group = [self._jobs.get()]
+            while not self._jobs.empty():
+                group.append(self._jobs.get())
+            is_open = None not in group
+            jobs = [job for job in group if job is not None]
+            if jobs:
+                self._commit(jobs)
+                _wake(jobs)
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        connection = self._writer
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                connection.execute("SAVEPOINT job")
+                try:
+                    job.result = job.operation(connection)
+                except Exception as exc:
+                    if isinstance(exc, sqlite3.OperationalError):
+                        raise  # the file, not the operation: full disk, I/O error
+                    connection.execute("ROLLBACK TO job")
+                    job.error = exc
+                connection.execute("RELEASE job")
+            connection.execute("COMMIT")
+        except sqlite3.Error as exc:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for job in jobs:
+                job.error = _unusable(self.path, exc)
+        for job in jobs:
+            if job.error is not None and job.future is None:
+                self._failure = job.error
+
+
+def _wake(jobs: list[_Job]) -> None:
+    """Resolves the futures, with one wake-up per event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in jobs:
+        if job.loop is not None:
+            by_loop.setdefault(job.loop, []).append(job)
+    for loop, waiting in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, waiting)
+        except RuntimeError:
+            continue  # the loop is closed: nobody waits any more
+
+
+def _resolve(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future is None or job.future.done():
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    return None
+
+
+def _migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_versions (component TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+        )
+        versions = dict(connection.execute("SELECT component, version FROM schema_versions"))
+        for schema in schemas:
+            version = versions.get(schema.component, 0)
+            if version > len(schema.migrations):
+                raise DataError(
+                    f"{str(path)!r} was written by a newer nearfar ({schema.component} version {version}; this one "
+                    f"knows {len(schema.migrations)}). Upgrade nearfar, or name another file.",
+                    path=str(path),
+                )
+            for script in schema.migrations[version:]:
+                for statement in script.split(";"):
+                    if statement.strip():
+                        connection.execute(statement)
+            connection.execute(
+                "INSERT INTO schema_versions VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version",
+                (schema.component, len(schema.migrations)),
+            )
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        connection.close()
+        raise
+
+
+def _unusable(path: Path, exc: BaseException) -> DataError:
+    if isinstance(exc, DataError):
+        return exc
+    return DataError(
+        f"Cannot use the store {str(path)!r}: {exc}. Check that the disk has room and that the file is a nearfar "
+        "store that you may write.",
+        path=str(path),
+    )

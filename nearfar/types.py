@@ -1,0 +1,541 @@
+"""The values that cross folders, and the protocols that folders meet through.
+
+Everything is frozen and cheap to build; nothing here does I/O or imports a third-party package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+Placement: TypeAlias = Literal["near", "far"]
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
+Modality: TypeAlias = Literal["text", "image", "audio", "file"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "abstained", "refused"]
+
+#: Name to number, read off a query or an answer. A missing signal is absent, never zero.
+Signals: TypeAlias = Mapping[str, float]
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ContentPart:
+    """One part of a message of several parts, in OpenAI's shape where it is not text."""
+
+    kind: Modality
+    text: str = ""
+    wire: Mapping[str, Any] = field(default_factory=dict)  # the part as the client sent it; empty for text
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model wants made."""
+
+    id: str
+    name: str
+    arguments: str  # JSON text, as the model wrote it
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str | tuple[ContentPart, ...] = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None  # on role "tool": the call that this answers
+    name: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # other wire fields, passed through (reasoning_content …)
+
+    @property
+    def text(self) -> str:
+        """The message's text parts, joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if part.kind == "text")
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the message holds besides text."""
+        if isinstance(self.content, str):
+            return frozenset()
+        return frozenset(part.kind for part in self.content) - {"text"}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of the arguments object
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTool:
+    """`tool_choice` that forces one tool."""
+
+    name: str
+
+
+ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """A shape that the answer's text must have."""
+
+    kind: Literal["text", "json_object", "json_schema", "grammar"]
+    schema: Mapping[str, Any] | None = None  # for json_schema
+    name: str = "answer"
+    strict: bool | None = None
+    grammar: str | None = None  # for grammar: GBNF
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How to decode. None leaves the model's default."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[str, float] | None = None
+    logprobs: bool = False  # fill Answer.logprobs
+    top_logprobs: int | None = None  # alternatives per token, in [0, 20]
+    extra: Mapping[str, Any] = field(default_factory=dict)  # wire fields that nearfar does not know
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A request to answer, the same object from every door.
+
+    `Query("Capital of France?")` is one user message; a tuple of messages is a conversation.
+    """
+
+    prompt: str | tuple[Message, ...]
+    model: str = "auto"  # a cascade's or a model's name
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    budget_usd: float | None = None  # the most that this query may cost
+    deadline_s: float | None = None  # seconds from arrival to the end of the answer
+    privacy: Literal["any", "near"] = "any"  # near: no far model may see it
+    quality: str | None = None  # a policy's name
+    session: str | None = None
+    when_unsure: Literal["best", "abstain"] = "best"  # out of tiers and still unsure
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            object.__setattr__(self, "prompt", (Message("user", self.prompt),))
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation."""
+        return cast("tuple[Message, ...]", self.prompt)
+
+    @property
+    def text(self) -> str:
+        """The last user message's text; the whole conversation's where there is none."""
+        for message in reversed(self.messages):
+            if message.role == "user":
+                return message.text
+        return "\n".join(message.text for message in self.messages)
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the conversation holds besides text."""
+        found: frozenset[Modality] = frozenset()
+        for message in self.messages:
+            found |= message.modalities
+        return found
+
+
+# --- what is answered ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token, its log-probability and the likeliest alternatives (natural logarithm)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()  # likeliest first, the chosen token among them where the server says so
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more calls."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # of the prompt's
+    reasoning_tokens: int = 0  # of the completion's
+    is_estimated: bool = False
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.is_estimated or other.is_estimated,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model, or a cascade of models, said."""
+
+    text: str = ""
+    model: str = ""  # the model's name in the config
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: FinishReason = "stop"
+    reasoning: str | None = None
+    refusal: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None  # None: the model gives none, or none were asked for
+    usage: Usage | None = None
+    cost_usd: float | None = None  # None: unknown, which is not zero
+    is_cost_estimated: bool = False
+    latency_s: float = 0.0
+    is_cached: bool = False
+    outcome_only: bool = False  # a replayed row that records correctness and no text
+    correct: float | None = None  # known quality in [0, 1], from a replayed row
+    extra: Mapping[str, Any] = field(default_factory=dict)  # other wire fields, passed through
+    decision: Decision | None = None  # set by the router
+
+    @property
+    def tier(self) -> str | None:
+        """The tier that gave the answer."""
+        return self.decision.tier if self.decision else None
+
+    @property
+    def score(self) -> float | None:
+        """Estimated probability that the answer is good enough."""
+        return self.decision.score if self.decision else None
+
+    @property
+    def decision_id(self) -> str | None:
+        """Key of the decision record; `nearfar explain` takes it."""
+        return self.decision.id if self.decision else None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer's text."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """The next piece of the model's reasoning, where the wire shows it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of a tool call; id and name come with its first piece."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStart:
+    """The first event of a router's stream, once it has committed to a tier; models do not send it."""
+
+    decision_id: str
+    tier: str | None
+    model: str | None
+    score: float | None
+    threshold: float | None
+    is_calibrated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The last event of every stream that did not fail: the whole answer."""
+
+    answer: Answer
+
+
+StreamEvent: TypeAlias = StreamStart | TextDelta | ReasoningDelta | ToolCallDelta | StreamEnd
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a provider charges, in US dollars per million tokens."""
+
+    prompt_usd_per_mtok: float
+    completion_usd_per_mtok: float
+    cached_prompt_usd_per_mtok: float | None = None  # None: as the rest of the prompt
+
+    def cost_usd(self, usage: Usage) -> float:
+        """The price of `usage`."""
+        cached_price = self.cached_prompt_usd_per_mtok
+        if cached_price is None:
+            cached_price = self.prompt_usd_per_mtok
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return (
+            fresh * self.prompt_usd_per_mtok
+            + usage.cached_tokens * cached_price
+            + usage.completion_tokens * self.completion_usd_per_mtok
+        ) / 1e6
+
+
+FREE = Price(0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is and can do, declared and not probed."""
+
+    name: str
+    placement: Placement
+    context_window: int | None = None  # tokens; None: unknown
+    max_output_tokens: int | None = None  # the most it writes; sent as max_tokens where the query names none
+    price: Price | None = None  # None: unknown, which is not zero
+    supports_logprobs: bool = False
+    supports_tools: bool = False
+    supports_json_schema: bool = False
+    supports_grammar: bool = False
+    modalities: frozenset[Modality] = frozenset({"text"})
+    passes_extra: bool = False  # takes SamplingOptions.extra
+    is_recording: bool = False  # replays recorded answers
+
+    def output_bound(self, query: Query) -> int | None:
+        """The most tokens that an answer to `query` may have; None: nobody knows."""
+        asked = query.sampling.max_tokens
+        bounds = [bound for bound in (asked, self.max_output_tokens) if bound is not None]
+        return min(bounds) if bounds else None
+
+    def cost_bound_usd(self, query: Query) -> float | None:
+        """The most that an answer to `query` may cost; None where the price or the output's length is unknown.
+
+        A prompt has at most one token per UTF-8 byte under every byte-level tokenizer, so the bound holds
+        whatever the provider's tokenizer is.
+        """
+        if self.price == FREE:
+            return 0.0
+        output_tokens = self.output_bound(query)
+        if self.price is None or output_tokens is None:
+            return None
+        return self.price.cost_usd(Usage(prompt_token_bound(query), output_tokens))
+
+
+#: Tokens that a chat template adds around a message (ChatML: 5) or a request, rounded up.
+_TEMPLATE_TOKENS = 16
+
+
+def prompt_token_bound(query: Query) -> int:
+    """The most tokens that the query's prompt may have: one per UTF-8 byte, and the chat template's."""
+    total = _TEMPLATE_TOKENS
+    for message in query.messages:
+        total += len(message.text.encode()) + _TEMPLATE_TOKENS
+        for call in message.tool_calls:
+            total += len(call.name.encode()) + len(call.arguments.encode()) + _TEMPLATE_TOKENS
+    for tool in query.tools:
+        total += len(f"{tool.name}{tool.description}{tool.parameters}".encode()) + 4 * _TEMPLATE_TOKENS
+    if query.response_format and query.response_format.schema:
+        total += len(str(query.response_format.schema).encode()) + _TEMPLATE_TOKENS
+    return total
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens `text` has: a quarter of its UTF-8 bytes, rounded up, the usual figure for English."""
+    return -(-len(text.encode()) // 4)
+
+
+class ChatModel(Protocol):
+    """Anything that can answer a query.
+
+    The contract, tested by `tests/contracts/chat_model.py` on every implementation:
+    - the deltas of a stream, joined, are the final answer's text, reasoning and tool calls, and `StreamEnd` is last;
+    - an option that the model cannot honour raises `UnsupportedOption`, never passes in silence;
+    - every failure is an `UpstreamError` whose `model` is the card's name;
+    - cancelling `complete`, or closing the stream's generator, stops the work and frees what it held;
+    - many calls may run at once.
+    """
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    async def complete(self, query: Query) -> Answer:
+        """The whole answer."""
+        ...
+
+    def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
+        """The answer piece by piece."""
+        ...
+
+    def unavailable(self) -> str | None:
+        """Why the model can take no query just now (an open breaker, weights not there); None: it can."""
+        ...
+
+    async def aclose(self) -> None:
+        """Frees connections, threads and memory. Twice is fine."""
+        ...
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tier that was thought of, and what became of it before any call."""
+
+    tier: str
+    model: str
+    placement: Placement
+    is_eligible: bool
+    reason: str  # why it was dropped; "" where eligible
+    cost_bound_usd: float | None = None
+
+
+Verdict: TypeAlias = Literal["accepted", "deferred", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One try of one tier."""
+
+    tier: str
+    model: str
+    placement: Placement
+    verdict: Verdict
+    reason: str  # in words, with the numbers
+    score: float | None = None  # in [0, 1]
+    threshold: float | None = None
+    is_calibrated: bool = False
+    signals: Signals = field(default_factory=dict)
+    usage: Usage | None = None
+    cost_usd: float | None = None  # None: unknown
+    is_cost_estimated: bool = False
+    latency_s: float = 0.0
+    first_token_s: float | None = None  # from the start of the try
+    is_cached: bool = False
+    text: str = ""  # what the tier said
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What was sent to a far model."""
+
+    model: str
+    messages: int
+    characters: int
+    sha256: str  # of the messages' text, so that a redacted record still proves what left
+
+
+Status: TypeAlias = Literal["answered", "abstained", "refused", "failed", "cancelled"]
+DecisionReason: TypeAlias = Literal[
+    "confident",  # the score reached the threshold
+    "last_tier",  # nobody further to ask
+    "named",  # the query named this model
+    "out_of_budget",
+    "out_of_time",
+    "upstream_failed",  # a later tier failed; the best earlier answer was given
+    "no_tier",  # nobody may or can take it
+    "cancelled",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why a query ended where it did; one per query, written before the answer is complete."""
+
+    id: str
+    created_at: float  # Unix time in seconds
+    status: Status
+    reason: DecisionReason
+    door: str  # python, cli, http, batch
+    target: str  # the model or cascade that the query named
+    tier: str | None  # the tier that gave the answer
+    model: str | None
+    score: float | None  # in [0, 1]
+    threshold: float | None
+    is_calibrated: bool
+    policy: str  # name@version, or "uncalibrated"
+    propensity: float  # probability with which the policy chose this path
+    candidates: tuple[Candidate, ...]
+    steps: tuple[Step, ...]
+    departures: tuple[Departure, ...]  # what left the machine
+    cost_usd: float | None  # None: a step's cost is unknown
+    is_cost_estimated: bool
+    latency_s: Mapping[str, float]  # by stage: plan, tier names, total
+    request: Mapping[str, Any]  # the query as plain JSON values, enough to ask it again
+    error: str | None = None
+
+    @property
+    def escalations(self) -> int:
+        """How many tiers were tried and did not give the answer."""
+        return max(0, len(self.steps) - 1)
+
+
+class DecisionLog(Protocol):
+    """Where decisions are written."""
+
+    def submit(self, decision: Decision) -> None:
+        """Queues the record; never blocks. The record survives the process once `flush` has returned."""
+        ...
+
+    async def flush(self) -> None:
+        """Waits until everything submitted so far is written.
+
+        Raises:
+            DataError: the store cannot be written (full disk, read-only).
+        """
+        ...
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+class Scorer(Protocol):
+    """Turns signals into the probability that the answer is good enough."""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the scores were fitted to observed outcomes."""
+        ...
+
+    def score(self, signals: Signals) -> float | None:
+        """A score in [0, 1]; None where the signals that it needs are missing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """What a threshold fitter found."""
+
+    value: float | None  # accept where score ≥ value; None: nothing may be accepted
+    n: int  # labelled outcomes used
+    coverage: float  # share of them accepted
+    accepted_accuracy: float | None  # among the accepted; None where none is
+    guarantee: Mapping[str, Any] | None = None  # what is promised, with which confidence; None: nothing
+
+
+class ThresholdFitter(Protocol):
+    """Fits a threshold, and the guarantee that it carries, to scores and outcomes."""
+
+    def fit(self, scores: Sequence[float], outcomes: Sequence[float]) -> Threshold: ...
