@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import replace
 from math import log
+from typing import TypeAlias
 
+from nearfar.errors import UnsupportedOption
 from nearfar.types import (
     FREE,
     Answer,
     ModelCard,
     Query,
+    ReasoningDelta,
     StreamEnd,
     StreamEvent,
     TextDelta,
@@ -21,14 +24,19 @@ from nearfar.types import (
     estimate_tokens,
 )
 
+#: What a scripted model says: a text, a whole answer, an error to raise, or a function from the query to one of them.
+Line: TypeAlias = "str | Answer | BaseException | Callable[[Query], str | Answer | BaseException]"
+
 
 class ScriptedModel:
     """A model that gives the answers it was told to, in order, and raises the errors it was told to.
 
+    It decodes nothing, so `stop` and `max_tokens` do not change a scripted text; what its card rules out it refuses.
+
     Args:
-        script: answers, texts or exceptions; the last one repeats for ever.
+        script: texts, answers, exceptions, or functions of the query that give one; the last one repeats for ever.
         name: the model's name; "scripted" unless told.
-        confidence: probability of every token of a text, in (0, 1]; None: no log-probabilities.
+        confidence: probability of every token of a text, in (0, 1]; None: texts have no log-probabilities.
         delay_s: how long each answer takes.
         card: what the model is and can do; a free near model that can do everything unless told.
 
@@ -38,7 +46,7 @@ class ScriptedModel:
 
     def __init__(
         self,
-        script: Iterable[str | Answer | BaseException],
+        script: Iterable[Line],
         *,
         name: str = "scripted",
         confidence: float | None = None,
@@ -70,23 +78,32 @@ class ScriptedModel:
         return self._card
 
     async def complete(self, query: Query) -> Answer:
-        """The next answer of the script."""
+        """The next answer of the script.
+
+        Raises:
+            UnsupportedOption: the card rules out something that the query asks for.
+        """
+        for param, why in self.card.unmet(query).items():
+            raise UnsupportedOption(f"{self.card.name!r} cannot take {param!r}: it {why}.", param=param)
         line = self._script[min(len(self.queries), len(self._script) - 1)]
         self.queries.append(query)
         await asyncio.sleep(self._delay_s)
+        if callable(line):
+            line = line(query)
         if isinstance(line, BaseException):
             raise line
-        if isinstance(line, Answer):
-            return replace(line, model=self.card.name)
-        return self._from_text(line, query)
+        return self._named(line if isinstance(line, Answer) else self._from_text(line, query))
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The next answer of the script, word by word."""
         answer = await self.complete(query)
         words = _words(answer.text)
         logprobs = answer.logprobs or ()
+        if answer.reasoning:
+            yield ReasoningDelta(answer.reasoning)
         for i, word in enumerate(words):
-            yield TextDelta(word, logprobs[i : i + 1])
+            is_last = i == len(words) - 1
+            yield TextDelta(word, logprobs[i:] if is_last else logprobs[i : i + 1])
             await asyncio.sleep(0)
         for i, call in enumerate(answer.tool_calls):
             yield ToolCallDelta(i, call.arguments, call.id, call.name)
@@ -103,17 +120,29 @@ class ScriptedModel:
         words = _words(text)
         logprobs = None
         if self._confidence is not None and query.sampling.logprobs:
-            logprobs = tuple(TokenLogprob(word, log(self._confidence)) for word in words)
+            alternatives = _alternatives(self._confidence, query.sampling.top_logprobs or 0)
+            logprobs = tuple(
+                TokenLogprob(word, log(self._confidence), tuple((other or word, p) for other, p in alternatives))
+                for word in words
+            )
         usage = Usage(sum(estimate_tokens(message.text) for message in query.messages), len(words))
-        price = self.card.price
-        return Answer(
-            text,
-            self.card.name,
-            logprobs=logprobs,
-            usage=usage,
-            cost_usd=price.cost_usd(usage) if price else None,
-            latency_s=self._delay_s,
-        )
+        return Answer(text, logprobs=logprobs, usage=usage, latency_s=self._delay_s)
+
+    def _named(self, answer: Answer) -> Answer:
+        """The answer with this model's name, and its price where the script names none."""
+        price, usage, cost_usd = self.card.price, answer.usage, answer.cost_usd
+        if cost_usd is None and price is not None and usage is not None:
+            cost_usd = price.cost_usd(usage)
+        return replace(answer, model=self.card.name, cost_usd=cost_usd)
+
+
+def _alternatives(confidence: float, count: int) -> list[tuple[str, float]]:
+    """The chosen token, under the name "", and others that share the rest evenly; likeliest first."""
+    if count == 0:
+        return []
+    share = max((1 - confidence) / max(1, count - 1), 1e-9)
+    top = [("", log(confidence)), *((f"<{i}>", log(share)) for i in range(1, count))]
+    return sorted(top, key=lambda pair: -pair[1])
 
 
 def _words(text: str) -> Sequence[str]:

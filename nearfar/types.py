@@ -342,6 +342,24 @@ class ModelCard:
             return None
         return self.price.cost_usd(Usage(prompt_token_bound(query), output_tokens))
 
+    def unmet(self, query: Query) -> dict[str, str]:
+        """What `query` asks for and the model cannot do: the option at fault, and why in words."""
+        unmet: dict[str, str] = {}
+        shape = query.response_format
+        if query.tools and not self.supports_tools:
+            unmet["tools"] = "takes no tools"
+        if shape and shape.kind in ("json_object", "json_schema") and not self.supports_json_schema:
+            unmet["response_format"] = "cannot be held to JSON"
+        if shape and shape.kind == "grammar" and not self.supports_grammar:
+            unmet["response_format"] = "cannot be held to a grammar"
+        if query.sampling.logprobs and not self.supports_logprobs:
+            unmet["logprobs"] = "gives no log-probabilities"
+        if not self.passes_extra:
+            unmet |= dict.fromkeys(query.sampling.extra, "is not an option of this model")
+        if missing := query.modalities - self.modalities:
+            unmet["messages"] = f"takes no {' or '.join(sorted(missing))}"
+        return unmet
+
 
 #: Tokens that a chat template adds around a message (ChatML: 5) or a request, rounded up.
 _TEMPLATE_TOKENS = 16
