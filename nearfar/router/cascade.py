@@ -1,0 +1,97 @@
+"""What a cascade is: tiers in order, each with a scorer and a threshold, and when it commits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nearfar.errors import ConfigError
+from nearfar.types import Answer, ChatModel, Message, Query, Scorer
+
+#: Where a tier has a scorer and nobody has fitted its threshold. Of geometric-mean token probabilities, which is what
+#: the uncalibrated scorer gives; see docs/decisions/0005-uncalibrated-default.md.
+UNCALIBRATED_THRESHOLD = 0.8
+
+
+class Tier:
+    """One step of a cascade.
+
+    Args:
+        model: who answers.
+        name: unique in the cascade; the model's unless told.
+        scorer: how sure the answer is; None: it has no score, and every tier but the last defers.
+        threshold: the score below which the tier defers, in [0, 1]; None with a scorer: the uncalibrated default.
+        accepts_nothing: fitted, and no threshold was good enough: the tier always defers.
+        wants_draft: the best answer so far goes along, to be corrected.
+        deadline_s: the longest that this tier may take.
+    """
+
+    __slots__ = ("accepts_nothing", "deadline_s", "model", "name", "scorer", "threshold", "wants_draft")
+
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        name: str | None = None,
+        scorer: Scorer | None = None,
+        threshold: float | None = None,
+        accepts_nothing: bool = False,
+        wants_draft: bool = False,
+        deadline_s: float | None = None,
+    ) -> None:
+        self.model = model
+        self.name = name or model.card.name
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ConfigError(f"The threshold of tier {self.name!r} must be in [0, 1], not {threshold!r}.")
+        if deadline_s is not None and deadline_s <= 0:
+            raise ConfigError(f"deadline_s of tier {self.name!r} must be more than 0, not {deadline_s!r}.")
+        self.scorer = scorer
+        self.threshold = UNCALIBRATED_THRESHOLD if threshold is None and scorer is not None else threshold
+        self.accepts_nothing = accepts_nothing
+        self.wants_draft = wants_draft
+        self.deadline_s = deadline_s
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """Tiers tried in order until one is sure enough.
+
+    `commit` says when a stream may begin: "answer" once a tier's whole answer has been judged, "prefix" once its first
+    `prefix_tokens` tokens have. Nothing is sent that may be taken back.
+
+    Raises:
+        ConfigError: no tiers, or two of the same name.
+    """
+
+    tiers: Sequence[Tier]
+    name: str
+    commit: Literal["answer", "prefix"] = "answer"
+    prefix_tokens: int = 16
+    policy: str = "uncalibrated"  # name@version
+    variants: Mapping[str, Cascade] = field(default_factory=dict)  # by policy name, for queries that name a quality
+
+    def __post_init__(self) -> None:
+        if not self.tiers:
+            raise ConfigError(f"Cascade {self.name!r} has no tiers; give it at least one model.")
+        names = [tier.name for tier in self.tiers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ConfigError(f"Cascade {self.name!r} has two tiers named {twice!r}; name each once.")
+        if self.prefix_tokens < 1:
+            raise ConfigError(f"prefix_tokens of cascade {self.name!r} must be at least 1, not {self.prefix_tokens!r}.")
+
+
+def with_draft(query: Query, draft: Answer) -> tuple[Message, ...]:
+    """The query's messages, with the draft of a smaller model for the next one to correct."""
+    note = (
+        "A smaller model drafted the answer below and may be wrong. Use what is right in it, correct the rest, and "
+        f"answer in full without mentioning the draft.\n\n<draft>\n{draft.text}\n</draft>"
+    )
+    return (*query.messages, Message("user", note))
+
+
+def continuation(query: Query, begun: str) -> tuple[Message, ...]:
+    """The query's messages, with the part of an answer that was sent before its model broke off."""
+    note = "Your answer broke off. Continue it exactly where it stops. Repeat nothing and add no preface."
+    return (*query.messages, Message("assistant", begun), Message("user", note))

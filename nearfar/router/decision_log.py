@@ -1,0 +1,227 @@
+"""The decision log: one record per query in SQLite, with redaction, retention and look-up."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import msgspec
+
+from nearfar.errors import DataError, RequestError
+from nearfar.store import Schema, Store
+from nearfar.types import Decision, Status
+
+DECISIONS = Schema(
+    "decisions",
+    (
+        """
+        CREATE TABLE decisions (
+            seq INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            created_at REAL NOT NULL,
+            status TEXT NOT NULL,
+            door TEXT NOT NULL,
+            session TEXT,
+            target TEXT NOT NULL,
+            tier TEXT,
+            model TEXT,
+            record BLOB NOT NULL
+        );
+        CREATE INDEX decisions_created_at ON decisions (created_at);
+        """,
+    ),
+)
+
+#: How often old records are looked for while records are being written.
+_PURGE_EVERY_S = 3600.0
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Decision).decode
+
+TextPolicy = Literal["keep", "hash", "drop"]
+
+
+class SqliteDecisionLog:
+    """Decisions in a store.
+
+    Args:
+        store: opened with `DECISIONS` among its schemas.
+        text: what becomes of prompts and answers: kept, replaced by their SHA-256, or dropped.
+        retention_days: records older than this are deleted; None: never.
+    """
+
+    def __init__(self, store: Store, *, text: TextPolicy = "keep", retention_days: float | None = None) -> None:
+        self._store = store
+        self._text = text
+        self._retention_s = None if retention_days is None else retention_days * 86400
+        self._next_purge = 0.0
+
+    def submit(self, decision: Decision) -> None:
+        """Queues the record; never blocks."""
+        if self._retention_s is not None and decision.created_at >= self._next_purge:
+            self._next_purge = decision.created_at + _PURGE_EVERY_S
+            self._store.submit(self._delete_old)
+
+        def insert(connection: sqlite3.Connection) -> None:
+            record = decision if self._text == "keep" else redact(decision, self._text)
+            connection.execute(
+                "INSERT INTO decisions (id, created_at, status, door, session, target, tier, model, record)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.id,
+                    record.created_at,
+                    record.status,
+                    record.door,
+                    record.request.get("session"),
+                    record.target,
+                    record.tier,
+                    record.model,
+                    _encode(record),
+                ),
+            )
+
+        self._store.submit(insert)
+
+    async def flush(self) -> None:
+        """Waits until everything submitted so far is written.
+
+        Raises:
+            DataError: the store cannot be written.
+        """
+        await self._store.flush()
+
+    async def get(self, id_or_prefix: str) -> Decision | None:
+        """The decision with this id, or the only one whose id begins so; None: there is none.
+
+        Raises:
+            RequestError: several ids begin so.
+        """
+
+        def look_up(connection: sqlite3.Connection) -> list[tuple[str, bytes]]:
+            return connection.execute(
+                "SELECT id, record FROM decisions WHERE id >= ? AND id < ? ORDER BY id LIMIT 2",
+                (id_or_prefix, id_or_prefix + "\U0010ffff"),
+            ).fetchall()
+
+        rows = await self._store.read(look_up)
+        if not rows or not id_or_prefix:
+            return None
+        if len(rows) > 1 and rows[0][0] != id_or_prefix:
+            raise RequestError(f"Several decisions begin with {id_or_prefix!r}; give more of the id.", param="id")
+        return self._parse(rows[0][1])
+
+    async def select(
+        self,
+        *,
+        limit: int = 20,
+        status: Status | None = None,
+        tier: str | None = None,
+        model: str | None = None,
+        since: float | None = None,
+        before: float | None = None,
+        session: str | None = None,
+        door: str | None = None,
+    ) -> list[Decision]:
+        """The newest decisions that match, newest first; times are Unix seconds."""
+        clauses, values = _where(
+            ("status = ?", status),
+            ("tier = ?", tier),
+            ("model = ?", model),
+            ("created_at >= ?", since),
+            ("created_at < ?", before),
+            ("session = ?", session),
+            ("door = ?", door),
+        )
+
+        def look_up(connection: sqlite3.Connection) -> list[tuple[bytes]]:
+            sql = f"SELECT record FROM decisions {clauses} ORDER BY seq DESC LIMIT ?"  # noqa: S608 — our own clauses
+            return connection.execute(sql, (*values, limit)).fetchall()
+
+        return [self._parse(record) for (record,) in await self._store.read(look_up)]
+
+    async def iterate(self, *, after: int = 0, batch: int = 500) -> AsyncIterator[tuple[int, Decision]]:
+        """All decisions with a sequence number above `after`, oldest first, each with its number."""
+        while True:
+
+            def look_up(connection: sqlite3.Connection, after: int = after) -> list[tuple[int, bytes]]:
+                return connection.execute(
+                    "SELECT seq, record FROM decisions WHERE seq > ? ORDER BY seq LIMIT ?", (after, batch)
+                ).fetchall()
+
+            rows = await self._store.read(look_up)
+            for seq, record in rows:
+                yield seq, self._parse(record)
+            if len(rows) < batch:
+                return
+            after = rows[-1][0]
+
+    async def last_sequence(self) -> int:
+        """The newest record's sequence number; 0 where there is none."""
+
+        def look_up(connection: sqlite3.Connection) -> int:
+            (value,) = connection.execute("SELECT coalesce(max(seq), 0) FROM decisions").fetchone()
+            return int(value)
+
+        return await self._store.read(look_up)
+
+    async def purge(self) -> int:
+        """Deletes what is older than the retention and returns how many records went."""
+        return await self._store.write(self._delete_old)
+
+    def _delete_old(self, connection: sqlite3.Connection) -> int:
+        if self._retention_s is None:
+            return 0
+        return connection.execute(
+            "DELETE FROM decisions WHERE created_at < ?", (time.time() - self._retention_s,)
+        ).rowcount
+
+    def _parse(self, record: bytes) -> Decision:
+        try:
+            return _decode(record)
+        except msgspec.DecodeError as exc:
+            path = str(self._store.path)
+            raise DataError(f"A decision in {path!r} cannot be read: {exc}.", path=path) from exc
+
+
+def redact(decision: Decision, text: Literal["hash", "drop"]) -> Decision:
+    """The decision with prompts and answers hashed or dropped; numbers, names and reasons stay."""
+
+    def hide(value: str) -> str:
+        if not value or text == "drop":
+            return ""
+        return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
+
+    def hide_all(value: Any) -> Any:
+        if isinstance(value, str):
+            return hide(value)
+        if isinstance(value, dict):
+            return {key: hide_all(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [hide_all(inner) for inner in value]
+        return value
+
+    request = dict(decision.request)
+    request["prompt"] = [
+        {**message, "content": hide_all(message["content"]), "tool_calls": hide_all(message["tool_calls"]), "extra": {}}
+        for message in request.get("prompt", ())
+    ]
+    for key in ("tools", "response_format", "metadata"):
+        if request.get(key):
+            request[key] = hide_all(request[key])
+    sampling = dict(request.get("sampling") or {})
+    sampling["extra"] = hide_all(sampling.get("extra") or {})
+    sampling["stop"] = hide_all(sampling.get("stop") or [])
+    request["sampling"] = sampling
+    steps = tuple(replace(step, text=hide(step.text)) for step in decision.steps)
+    return replace(decision, request=request, steps=steps)
+
+
+def _where(*conditions: tuple[str, object]) -> tuple[str, Sequence[Any]]:
+    given = [(clause, value) for clause, value in conditions if value is not None]
+    if not given:
+        return "", ()
+    return "WHERE " + " AND ".join(clause for clause, _ in given), tuple(value for _, value in given)
