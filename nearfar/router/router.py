@@ -403,23 +403,42 @@ class _Run:
         yield await self._end(answer, whole, self._reason(whole))
 
     async def _within(self, tier: Tier, current: _Try) -> AsyncGenerator[StreamEvent, None]:
-        """The model's events, each inside the time that is left."""
+        """The model's events, each inside the time that is left.
+
+        One timer for the whole stream: `asyncio.timeout` around each event costs more than the event.
+        """
         left = self._time_left(tier)
-        async with aclosing(tier.model.stream(current.query)) as events:
-            if left is None:
-                async for event in events:
-                    yield event
-                return
-            end = asyncio.get_running_loop().time() + left
-            while True:
-                try:
-                    async with asyncio.timeout_at(end):
+        has_fired = False
+        waiting: asyncio.Task[object] | None = None
+
+        def fire() -> None:
+            nonlocal has_fired
+            has_fired = True
+            if waiting is not None:
+                waiting.cancel()
+
+        timer = None if left is None else asyncio.get_running_loop().call_later(left, fire)
+        try:
+            async with aclosing(tier.model.stream(current.query)) as events:
+                while True:
+                    if has_fired:
+                        raise self._too_late(tier)
+                    waiting = asyncio.current_task()
+                    before = waiting.cancelling() if waiting else 0
+                    try:
                         event = await anext(events)
-                except TimeoutError:
-                    raise self._too_late(tier) from None
-                except StopAsyncIteration:
-                    return
-                yield event
+                    except StopAsyncIteration:
+                        return
+                    except asyncio.CancelledError:
+                        if has_fired and waiting is not None and waiting.uncancel() <= before:
+                            raise self._too_late(tier) from None
+                        raise
+                    finally:
+                        waiting = None
+                    yield event
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -461,7 +480,7 @@ class _Run:
         return max(0.0, min(limits)) if limits else None
 
     def _too_late(self, tier: Tier) -> UpstreamTimeout:
-        if self._deadline is not None and time.perf_counter() >= self._deadline - 1e-3:
+        if self._deadline is not None and (tier.deadline_s is None or time.perf_counter() >= self._deadline - 0.01):
             self._stopped_by = "out_of_time"
             limit = f"the query's deadline of {self._query.deadline_s:g} s"
         else:
