@@ -17,7 +17,7 @@ import pytest
 
 from nearfar.errors import RequestError
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog, redact
-from nearfar.router.router import new_decision_id
+from nearfar.router.run import new_decision_id
 from nearfar.store import Store
 from nearfar.types import Candidate, Decision, Departure, Message, Query, Step, Usage
 
@@ -67,8 +67,8 @@ async def test_a_decision_comes_back_as_it_was_written(store: Store):
     log.submit(decision)
     await log.flush()
 
-    assert await log.get(decision.id) == decision
-    assert await log.get(decision.id[:12]) == decision
+    for key in (decision.id, decision.id[:12]):
+        assert msgspec.json.encode(await log.get(key)) == msgspec.json.encode(decision)
 
 
 async def test_an_unknown_id_is_none_and_a_shared_prefix_is_refused(store: Store):

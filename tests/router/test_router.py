@@ -25,7 +25,8 @@ from nearfar.errors import (
     UpstreamUnavailable,
 )
 from nearfar.router.cascade import Cascade, Tier
-from nearfar.router.router import ABSTENTION, Router
+from nearfar.router.router import Router
+from nearfar.router.run import ABSTENTION
 from nearfar.router.scorers import MeanProbability
 from nearfar.testing import ScriptedModel
 from nearfar.types import (

@@ -1,0 +1,680 @@
+"""A query's life: plan, try, judge, commit, record.
+
+A run yields stream events; a whole answer is the same run, drained. Outcomes (refused, abstained, out of budget) are
+answers with a decision; only a query that nobody answered because its models failed raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import msgspec
+
+from nearfar.errors import (
+    BudgetExceeded,
+    CircuitOpen,
+    NearfarError,
+    RequestError,
+    RoutingError,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from nearfar.types import (
+    Answer,
+    Candidate,
+    Decision,
+    DecisionReason,
+    Departure,
+    Message,
+    ModelCard,
+    Query,
+    ReasoningDelta,
+    Signals,
+    Status,
+    Step,
+    StreamEnd,
+    StreamEvent,
+    StreamStart,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Verdict,
+)
+
+from .cascade import Cascade, Tier, continuation, with_draft
+from .planning import plan
+from .signals import TOP_LOGPROBS, answer_signals, logprob_signals
+
+#: What the system says when it abstains.
+ABSTENTION = "I don't know."
+
+
+@dataclass(slots=True)
+class _Try:
+    """One try of one tier, while it runs."""
+
+    tier: Tier
+    query: Query
+    started: float
+    strip: int | None  # alternatives per token to keep; None: log-probabilities were not asked for
+    first_token_s: float | None = None
+
+    def as_asked(self, event: StreamEvent) -> StreamEvent:
+        """The event, without the log-probabilities that only the router asked for."""
+        if isinstance(event, TextDelta) and event.logprobs:
+            return TextDelta(event.text, _trim(event.logprobs, self.strip) or ())
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    verdict: Verdict
+    reason: str  # in words
+    score: float | None
+    signals: Signals
+    code: DecisionReason = "last_tier"  # why it would be the final answer
+
+
+class Journal(Protocol):
+    """Where a run reports its decision."""
+
+    def record(self, decision: Decision) -> None: ...
+
+    async def flush(self) -> None: ...
+
+
+class Run:
+    """One query on its way through one cascade; good for one call of `events`.
+
+    Args:
+        cascade: the tiers.
+        query: checked already.
+        door: where the query came in.
+        is_named: the query names a model and not a cascade.
+        journal: gets exactly one decision.
+    """
+
+    def __init__(self, cascade: Cascade, query: Query, *, door: str, is_named: bool, journal: Journal) -> None:
+        self._journal = journal
+        self._is_named = is_named
+        self._cascade = cascade
+        self._query = query
+        self._door = door
+        self._id = new_decision_id()
+        self._created_at = time.time()
+        self._started = time.perf_counter()
+        self._deadline = None if query.deadline_s is None else self._started + query.deadline_s
+        self._candidates: tuple[Candidate, ...] = ()
+        self._latency_s: dict[str, float] = {}
+        self._steps: list[Step] = []
+        self._departures: list[Departure] = []
+        self._best: Answer | None = None  # of the latest tier that answered
+        self._unfinished: Tier | None = None  # deferred on its prefix, so there is no whole answer to fall back on
+        self._current: _Try | None = None
+        self._stopped_by: DecisionReason | None = None
+        self._error: NearfarError | None = None
+        self._is_recorded = False
+
+    async def events(self, *, streams: bool) -> AsyncGenerator[StreamEvent, None]:
+        """The run's events; the decision is written before the last one."""
+        try:
+            async with aclosing(self._tiers(streams)) as events:
+                async for event in events:
+                    yield event
+        except NearfarError as exc:
+            status: Status = "refused" if isinstance(exc, RequestError) else "failed"
+            self._record(status, self._stopped_by or "upstream_failed", None, error=str(exc))
+            exc.decision_id = self._id
+            await self._journal.flush()
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self._note_cancellation()
+            self._record("cancelled", "cancelled", None)
+            raise
+        except BaseException as exc:
+            self._record("failed", "upstream_failed", None, error=repr(exc))
+            raise
+
+    async def _tiers(self, streams: bool) -> AsyncGenerator[StreamEvent, None]:
+        planned = plan(self._query, self._cascade)
+        self._candidates = planned.candidates
+        self._latency_s["plan"] = time.perf_counter() - self._started
+        tiers = [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
+
+        for i, tier in enumerate(tiers):
+            if self._must_stop(tier):
+                break
+            if not self._can_afford(tier):
+                continue
+            later = tiers[i + 1 :]
+            if streams and self._may_stream(tier, bool(later)):
+                async with aclosing(self._stream(tier, later)) as events:
+                    async for event in events:
+                        yield event
+                        if isinstance(event, StreamEnd):
+                            return
+                continue
+            answer = await self._complete(tier)
+            if answer is None:
+                continue
+            judgement = self._judge(tier, answer, is_last=not later)
+            self._note(judgement, answer)
+            if judgement.verdict == "accepted":
+                async for event in self._deliver(answer, judgement, self._reason(judgement), streams):
+                    yield event
+                return
+        async for event in self._out_of_tiers(streams):
+            yield event
+
+    # --- one tier ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, tier: Tier, messages: tuple[Message, ...] | None = None) -> _Try:
+        card = tier.model.card
+        query = self._query
+        sampling = query.sampling
+        keep = (sampling.top_logprobs or 0) if sampling.logprobs else None
+        if tier.scorer is not None and card.supports_logprobs:
+            sampling = replace(sampling, logprobs=True, top_logprobs=max(TOP_LOGPROBS, sampling.top_logprobs or 0))
+        if query.budget_usd is not None and sampling.max_tokens is None:
+            sampling = replace(sampling, max_tokens=card.output_bound(query))
+        if messages is None and tier.wants_draft and self._best is not None and self._best.text:
+            messages = with_draft(query, self._best)
+        if sampling is not query.sampling or messages is not None:
+            query = replace(query, sampling=sampling, prompt=messages or query.messages)
+        if card.placement == "far" and not card.is_recording:
+            self._departures.append(_departure(card, query))
+        self._current = _Try(tier, query, time.perf_counter(), keep)
+        return self._current
+
+    async def _complete(self, tier: Tier) -> Answer | None:
+        """The tier's whole answer; None where it failed and the next tier may try."""
+        current = self._begin(tier)
+        try:
+            async with asyncio.timeout(self._time_left(tier)):
+                answer = await tier.model.complete(current.query)
+        except TimeoutError:
+            self._fail(self._too_late(tier))
+            return None
+        except (UpstreamError, BudgetExceeded, RequestError) as exc:
+            self._fail(exc)
+            return None
+        current.first_token_s = time.perf_counter() - current.started
+        return answer
+
+    async def _stream(self, tier: Tier, later: list[Tier]) -> AsyncGenerator[StreamEvent, None]:
+        """The tier's events once it is committed to, to the end; no `StreamEnd` where it failed or deferred."""
+        needed = self._cascade.prefix_tokens if later or self._query.when_unsure == "abstain" else 0
+        held: list[StreamEvent] = []
+        prefix: list[TokenLogprob] = []
+        judgement: _Judgement | None = None
+        is_committed = False
+        current = self._begin(tier)
+        pieces: list[str] = []
+        is_text_only = True
+        begun = ""
+        successors = [*later, tier]  # who continues after a break; the same model last
+        while True:
+            try:
+                async with aclosing(self._within(tier, current)) as events:
+                    async for event in events:
+                        if isinstance(event, StreamEnd):
+                            answer = event.answer
+                            break
+                        if isinstance(event, TextDelta):
+                            pieces.append(event.text)
+                            if not is_committed:
+                                prefix.extend(event.logprobs)
+                        elif isinstance(event, ToolCallDelta):
+                            is_text_only = False
+                        if current.first_token_s is None:
+                            current.first_token_s = time.perf_counter() - current.started
+                        if is_committed:
+                            yield current.as_asked(event)
+                            continue
+                        held.append(event)
+                        if len(prefix) < needed:
+                            continue
+                        if needed:
+                            judgement = self._judge_prefix(tier, prefix)
+                            if judgement.verdict != "accepted":
+                                self._note(judgement, Answer("".join(pieces), tier.model.card.name))
+                                self._best, self._unfinished = None, tier
+                                return
+                        is_committed = True
+                        yield self._start(tier, judgement)
+                        for waiting in held:
+                            yield current.as_asked(waiting)
+                    else:
+                        raise UpstreamError(
+                            f"{tier.model.card.name} ended its stream without an end event.",
+                            model=tier.model.card.name,
+                            may_have_cost=True,
+                        )
+            except (UpstreamError, BudgetExceeded, RequestError) as exc:
+                self._fail(exc, "".join(pieces))
+                if not is_committed:
+                    return
+                heir = self._heir(successors)
+                if heir is None or not is_text_only:
+                    raise
+                begun += "".join(pieces)
+                pieces.clear()
+                tier = heir
+                current = self._begin(tier, continuation(self._query, begun))
+                continue
+            break
+
+        if begun:
+            answer = replace(answer, text=begun + answer.text)
+        if not is_committed:  # shorter than the prefix: the whole answer is judged
+            judgement = self._judge(tier, answer, is_last=not later)
+            self._note(judgement, answer)
+            if judgement.verdict == "accepted":
+                async for event in self._deliver(answer, judgement, self._reason(judgement), streams=True):
+                    yield event
+            return
+        whole = self._judge(tier, answer, is_last=True, may_abstain=False)
+        if judgement is not None:
+            whole = replace(judgement, signals=whole.signals)
+        self._note(whole, answer)
+        yield await self._end(answer, whole, self._reason(whole))
+
+    async def _within(self, tier: Tier, current: _Try) -> AsyncGenerator[StreamEvent, None]:
+        """The model's events, each inside the time that is left.
+
+        One timer for the whole stream: `asyncio.timeout` around each event costs more than the event.
+        """
+        left = self._time_left(tier)
+        has_fired = False
+        waiting: asyncio.Task[object] | None = None
+
+        def fire() -> None:
+            nonlocal has_fired
+            has_fired = True
+            if waiting is not None:
+                waiting.cancel()
+
+        timer = None if left is None else asyncio.get_running_loop().call_later(left, fire)
+        try:
+            async with aclosing(tier.model.stream(current.query)) as events:
+                while True:
+                    if has_fired:
+                        raise self._too_late(tier)
+                    waiting = asyncio.current_task()
+                    before = waiting.cancelling() if waiting else 0
+                    try:
+                        event = await anext(events)
+                    except StopAsyncIteration:
+                        return
+                    except asyncio.CancelledError:
+                        if has_fired and waiting is not None and waiting.uncancel() <= before:
+                            raise self._too_late(tier) from None
+                        raise
+                    finally:
+                        waiting = None
+                    yield event
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    # --- judging -----------------------------------------------------------------------------------------------------
+
+    def _judge(self, tier: Tier, answer: Answer, *, is_last: bool, may_abstain: bool = True) -> _Judgement:
+        signals = answer_signals(answer)
+        score = tier.scorer.score(signals) if tier.scorer else None
+        if is_last and not (may_abstain and self._query.when_unsure == "abstain" and score is not None):
+            return _Judgement("accepted", "the last tier that could take it", score, signals)
+        flaw = _flaw(answer, self._query, tier.model.card)
+        if flaw:
+            return _Judgement("deferred", flaw, score, signals)
+        verdict, reason = self._against_threshold(tier, score)
+        return _Judgement(verdict, reason, score, signals, "confident")
+
+    def _judge_prefix(self, tier: Tier, prefix: list[TokenLogprob]) -> _Judgement:
+        signals = logprob_signals(prefix)
+        score = tier.scorer.score(signals) if tier.scorer else None
+        verdict, reason = self._against_threshold(tier, score)
+        return _Judgement(verdict, f"{reason} over the first {len(prefix)} tokens", score, signals, "confident")
+
+    def _against_threshold(self, tier: Tier, score: float | None) -> tuple[Verdict, str]:
+        if tier.accepts_nothing:
+            return "deferred", "the policy accepts no answer of this tier"
+        if score is None:
+            return "deferred", "no score: the answer carries no signal that the scorer knows"
+        threshold = tier.threshold or 0.0
+        if score >= threshold:
+            return "accepted", f"score {score:.3f} ≥ threshold {threshold:.3f}"
+        return "deferred", f"score {score:.3f} < threshold {threshold:.3f}"
+
+    def _reason(self, judgement: _Judgement) -> DecisionReason:
+        return "named" if self._is_named else judgement.code
+
+    # --- limits ------------------------------------------------------------------------------------------------------
+
+    def _time_left(self, tier: Tier) -> float | None:
+        left = None if self._deadline is None else self._deadline - time.perf_counter()
+        limits = [limit for limit in (left, tier.deadline_s) if limit is not None]
+        return max(0.0, min(limits)) if limits else None
+
+    def _too_late(self, tier: Tier) -> UpstreamTimeout:
+        if self._deadline is not None and (tier.deadline_s is None or time.perf_counter() >= self._deadline - 0.01):
+            self._stopped_by = "out_of_time"
+            limit = f"the query's deadline of {self._query.deadline_s:g} s"
+        else:
+            limit = f"the tier's deadline of {tier.deadline_s or 0:g} s"
+        name = tier.model.card.name
+        return UpstreamTimeout(f"{name} did not answer within {limit}.", model=name, may_have_cost=True)
+
+    def _must_stop(self, tier: Tier) -> bool:
+        if self._stopped_by is None and self._deadline is not None and time.perf_counter() >= self._deadline:
+            self._stopped_by = "out_of_time"
+        if self._stopped_by == "out_of_time":
+            self._drop(tier, "time: the query's deadline has passed")
+            return True
+        return False
+
+    def _can_afford(self, tier: Tier) -> bool:
+        """Whether what earlier tiers cost leaves enough for this one."""
+        if self._query.budget_usd is None or not self._steps:
+            return True
+        spent = _total_cost(self._steps)
+        bound = tier.model.card.cost_bound_usd(self._query)
+        if spent is not None and bound is not None and spent + bound <= self._query.budget_usd:
+            return True
+        self._stopped_by = "out_of_budget"
+        self._drop(tier, f"budget: up to ${bound or 0:.6f} more would pass the query's ${self._query.budget_usd:.6f}")
+        return False
+
+    def _heir(self, successors: list[Tier]) -> Tier | None:
+        """Who continues a broken stream; each may try once."""
+        while successors:
+            tier = successors.pop(0)
+            if self._must_stop(tier):
+                return None
+            if tier.model.unavailable() is None and self._can_afford(tier):
+                return tier
+        return None
+
+    def _may_stream(self, tier: Tier, has_later: bool) -> bool:
+        is_unsure = tier.scorer is not None and self._query.when_unsure == "abstain"
+        if not has_later and not is_unsure:
+            return True
+        return self._cascade.commit == "prefix" and tier.model.card.supports_logprobs and tier.scorer is not None
+
+    # --- what happened -----------------------------------------------------------------------------------------------
+
+    def _drop(self, tier: Tier, reason: str) -> None:
+        self._candidates = tuple(
+            replace(c, is_eligible=False, reason=reason) if c.tier == tier.name and c.is_eligible else c
+            for c in self._candidates
+        )
+
+    def _note(self, judgement: _Judgement, answer: Answer) -> None:
+        current = self._finish()
+        tier, card = current.tier, current.tier.model.card
+        cost, is_estimated = answer.cost_usd, answer.is_cost_estimated
+        if answer.is_cached:
+            self._take_back_departure(card)
+        elif answer.usage is None and cost is None:
+            cost, is_estimated = card.cost_bound_usd(current.query), True
+        self._steps.append(
+            Step(
+                tier.name,
+                card.name,
+                card.placement,
+                judgement.verdict,
+                judgement.reason,
+                judgement.score,
+                tier.threshold,
+                tier.scorer is not None and tier.scorer.is_calibrated,
+                judgement.signals,
+                answer.usage,
+                cost,
+                is_estimated,
+                self._latency_s[tier.name],
+                current.first_token_s,
+                answer.is_cached,
+                answer.text,
+            )
+        )
+        self._best = (
+            answer if answer.logprobs is None else replace(answer, logprobs=_trim(answer.logprobs, current.strip))
+        )
+
+    def _fail(self, exc: NearfarError, text: str = "") -> None:
+        current = self._finish()
+        card = current.tier.model.card
+        if isinstance(exc, CircuitOpen | BudgetExceeded | RequestError):
+            self._take_back_departure(card)
+        if isinstance(exc, BudgetExceeded):
+            self._stopped_by = "out_of_budget"
+        self._error = exc
+        may_have_cost = isinstance(exc, UpstreamError) and exc.may_have_cost
+        self._steps.append(
+            Step(
+                current.tier.name,
+                card.name,
+                card.placement,
+                "failed",
+                str(exc),
+                cost_usd=card.cost_bound_usd(current.query) if may_have_cost else 0.0,
+                is_cost_estimated=may_have_cost,
+                latency_s=self._latency_s[current.tier.name],
+                first_token_s=current.first_token_s,
+                text=text,
+            )
+        )
+
+    def _note_cancellation(self) -> None:
+        if self._current is None:
+            return
+        current = self._finish()
+        card = current.tier.model.card
+        self._steps.append(
+            Step(
+                current.tier.name,
+                card.name,
+                card.placement,
+                "cancelled",
+                "the asker went away",
+                cost_usd=card.cost_bound_usd(current.query),
+                is_cost_estimated=True,
+                latency_s=self._latency_s[current.tier.name],
+                first_token_s=current.first_token_s,
+            )
+        )
+
+    def _finish(self) -> _Try:
+        current = self._current
+        if current is None:
+            raise AssertionError("no try is under way")
+        self._current = None
+        name = current.tier.name
+        self._latency_s[name] = self._latency_s.get(name, 0.0) + time.perf_counter() - current.started
+        return current
+
+    def _take_back_departure(self, card: ModelCard) -> None:
+        if card.placement == "far" and not card.is_recording and self._departures:
+            self._departures.pop()
+
+    # --- endings -----------------------------------------------------------------------------------------------------
+
+    def _start(self, tier: Tier, judgement: _Judgement | None) -> StreamStart:
+        is_calibrated = tier.scorer is not None and tier.scorer.is_calibrated
+        score = judgement.score if judgement else None
+        return StreamStart(self._id, tier.name, tier.model.card.name, score, tier.threshold, is_calibrated)
+
+    async def _deliver(
+        self, answer: Answer, judgement: _Judgement, reason: DecisionReason, streams: bool, status: Status = "answered"
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """An answer that is whole already, as events."""
+        end = await self._end(answer, judgement, reason, status)
+        decision = end.answer.decision
+        if streams and decision is not None:
+            yield StreamStart(
+                self._id, decision.tier, decision.model, decision.score, decision.threshold, decision.is_calibrated
+            )
+            if end.answer.reasoning:
+                yield ReasoningDelta(end.answer.reasoning)
+            if end.answer.text:
+                yield TextDelta(end.answer.text, end.answer.logprobs or ())
+            for i, call in enumerate(end.answer.tool_calls):
+                yield ToolCallDelta(i, call.arguments, call.id, call.name)
+        yield end
+
+    async def _end(
+        self, answer: Answer, judgement: _Judgement, reason: DecisionReason, status: Status = "answered"
+    ) -> StreamEnd:
+        step = self._steps[-1]
+        decision = self._record(status, reason, replace(step, score=judgement.score))
+        await self._journal.flush()
+        given = self._best if status == "answered" and self._best is not None else answer
+        return StreamEnd(
+            replace(
+                given,
+                text=answer.text,
+                cost_usd=decision.cost_usd,
+                is_cost_estimated=decision.is_cost_estimated,
+                latency_s=decision.latency_s["total"],
+                decision=decision,
+            )
+        )
+
+    async def _out_of_tiers(self, streams: bool) -> AsyncGenerator[StreamEvent, None]:
+        """Nobody was sure enough: the best answer so far, abstention, refusal, or the error."""
+        did_fail = bool(self._steps) and self._steps[-1].verdict == "failed"
+        unfinished, time_is_up = self._unfinished, self._stopped_by == "out_of_time"
+        if self._best is None and unfinished is not None and self._query.when_unsure == "best" and not time_is_up:
+            self._best = await self._complete(unfinished)
+            if self._best is not None:
+                self._note(replace(self._judge(unfinished, self._best, is_last=False), verdict="deferred"), self._best)
+        answered = [step for step in self._steps if step.verdict == "deferred"]
+        if answered and (self._best is not None or self._query.when_unsure == "abstain"):
+            step = answered[-1]
+            judgement = _Judgement(step.verdict, step.reason, step.score, step.signals)
+            reason = self._stopped_by or ("upstream_failed" if did_fail else "last_tier")
+            self._steps.remove(step)
+            if self._query.when_unsure == "abstain":
+                self._steps.append(step)
+                answer = Answer(ABSTENTION, step.model, finish_reason="abstained")
+                events = self._deliver(answer, judgement, reason, streams, "abstained")
+            elif self._best is not None:
+                note = f"{step.reason}; given all the same: {_in_words(reason)}"
+                self._steps.append(replace(step, verdict="accepted", reason=note))
+                events = self._deliver(self._best, judgement, reason, streams)
+            else:
+                raise AssertionError("a deferred step has left an answer")
+            async for event in events:
+                yield event
+            return
+        if self._error is not None and not isinstance(self._error, BudgetExceeded):
+            raise self._error
+        yield await self._refuse()
+
+    async def _refuse(self) -> StreamEnd:
+        reasons = {c.tier: c.reason for c in self._candidates if not c.is_eligible}
+        if self._error is not None:
+            reasons[self._steps[-1].tier] = str(self._error)
+        is_money = self._stopped_by == "out_of_budget" or all(r.startswith("budget") for r in reasons.values())
+        why = RoutingError(
+            "No tier can take this query: " + "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items()) + ".",
+            reasons=reasons,
+        )
+        reason: DecisionReason = self._stopped_by or ("out_of_budget" if is_money else "no_tier")
+        decision = self._record("refused", reason, None, error=str(why))
+        await self._journal.flush()
+        return StreamEnd(
+            Answer(
+                finish_reason="refused",
+                refusal=str(why),
+                cost_usd=decision.cost_usd,
+                latency_s=decision.latency_s["total"],
+                decision=decision,
+            )
+        )
+
+    def _record(
+        self, status: Status, reason: DecisionReason, step: Step | None, *, error: str | None = None
+    ) -> Decision:
+        self._latency_s["total"] = time.perf_counter() - self._started
+        decision = Decision(
+            self._id,
+            self._created_at,
+            status,
+            reason,
+            self._door,
+            self._query.model,
+            step.tier if step else None,
+            step.model if step else None,
+            step.score if step else None,
+            step.threshold if step else None,
+            step.is_calibrated if step else False,
+            self._cascade.policy,
+            1.0,
+            self._candidates,
+            tuple(self._steps),
+            tuple(self._departures),
+            _total_cost(self._steps),
+            any(each.is_cost_estimated for each in self._steps),
+            self._latency_s,
+            msgspec.to_builtins(self._query),
+            error,
+        )
+        if not self._is_recorded:
+            self._is_recorded = True
+            self._journal.record(decision)
+        return decision
+
+
+def new_decision_id() -> str:
+    """An id that sorts by time: 48 bits of milliseconds and 64 random bits, in hexadecimal."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+
+
+def _departure(card: ModelCard, query: Query) -> Departure:
+    text = "\n".join(f"{message.role}: {message.text}" for message in query.messages)
+    return Departure(card.name, len(query.messages), len(text), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _flaw(answer: Answer, query: Query, card: ModelCard) -> str | None:
+    """What makes an answer no final one, whatever its score."""
+    if answer.refusal or answer.finish_reason == "content_filter":
+        return "the model declined to answer"
+    if not answer.text.strip() and not answer.tool_calls and not answer.outcome_only:
+        return "the answer is empty"
+    bound = card.max_output_tokens
+    asked = query.sampling.max_tokens
+    if answer.finish_reason == "length" and bound is not None and (asked is None or asked > bound):
+        return f"cut off at the model's own limit of {bound} tokens"
+    return None
+
+
+def _trim(logprobs: tuple[TokenLogprob, ...], keep: int | None) -> tuple[TokenLogprob, ...] | None:
+    if keep is None:
+        return None
+    return tuple(replace(token, top=token.top[:keep]) for token in logprobs)
+
+
+def _total_cost(steps: list[Step]) -> float | None:
+    total = 0.0
+    for step in steps:
+        if step.cost_usd is None:
+            return None
+        total += step.cost_usd
+    return total
+
+
+def _in_words(reason: DecisionReason) -> str:
+    return {
+        "out_of_budget": "the budget allows no further tier",
+        "out_of_time": "no time is left for a further tier",
+        "upstream_failed": "the further tiers failed",
+        "last_tier": "there is no further tier",
+    }.get(reason, reason)
