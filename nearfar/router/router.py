@@ -91,8 +91,9 @@ class Router:
 
     def _run(self, query: Query, door: str, *, streams: bool) -> AsyncGenerator[StreamEvent, None]:
         check(query)
+        cascade = self._cascade(query)
         is_named = self._kinds[query.model] == "model"
-        return Run(self._cascade(query), query, door=door, is_named=is_named, journal=self).events(streams=streams)
+        return Run(cascade, query, door=door, is_named=is_named, journal=self).events(streams=streams)
 
     def _cascade(self, query: Query) -> Cascade:
         cascade = self._cascades.get(query.model)
