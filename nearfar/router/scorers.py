@@ -1,0 +1,195 @@
+"""Scorers: from signals to the probability that an answer is good enough, in plain Python, and their JSON form.
+
+Knows nothing about how they are fitted; `calibration` does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+from math import exp, isfinite
+from typing import TypeAlias
+
+import msgspec
+
+from nearfar.errors import DataError
+from nearfar.types import Signals
+
+
+class MeanProbability(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="mean_probability", tag_field="kind"
+):
+    """The geometric mean of the answer's token probabilities, exp(mean_logprob): the default where nothing was fitted.
+
+    It ranks answers and promises nothing: a score of 0.8 does not mean that 80 % of such answers are right.
+
+    Source: "Chow-Average" in Gupta et al. 2024, arXiv:2404.10136, section 3.
+    """
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Never: no outcome was seen."""
+        return False
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return ("mean_logprob",)
+
+    def score(self, signals: Signals) -> float | None:
+        """The mean probability in [0, 1]; None where the answer has no log-probabilities."""
+        mean_logprob = signals.get("mean_logprob")
+        if mean_logprob is None or mean_logprob != mean_logprob:
+            return None
+        return exp(min(mean_logprob, 0.0))
+
+
+class LogisticScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", tag_field="kind"):
+    """Logistic regression over standardised signals.
+
+    Attributes:
+        features: names of the signals.
+        coefficients: one per feature, for the feature in units of its scale.
+        intercept: log-odds of a correct answer where every feature is at its mean.
+        means: one per feature, taken off before scaling.
+        scales: one per feature, above zero.
+
+    Raises:
+        ValueError: lengths differ, a number is not finite, or a scale is not above zero.
+
+    Source: Platt 1999, "Probabilistic outputs for support vector machines", with several inputs.
+    """
+
+    features: tuple[str, ...]
+    coefficients: tuple[float, ...]
+    intercept: float
+    means: tuple[float, ...]
+    scales: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        num_features = len(self.features)
+        if not num_features or len(set(self.features)) != num_features:
+            raise ValueError(f"features must be distinct names, at least one, not {self.features!r}")
+        for name in ("coefficients", "means", "scales"):
+            numbers: tuple[float, ...] = getattr(self, name)
+            if len(numbers) != num_features:
+                raise ValueError(f"{name} must be {num_features} numbers, as many as features, not {len(numbers)}")
+            _require_finite(name, numbers)
+        _require_finite("intercept", (self.intercept,))
+        if min(self.scales) <= 0:
+            raise ValueError("scales must be above zero")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: it was fitted to outcomes."""
+        return True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return self.features
+
+    def score(self, signals: Signals) -> float | None:
+        """The probability in [0, 1]; None where a signal is missing or not finite."""
+        log_odds = self.intercept
+        for name, coefficient, mean, scale in zip(
+            self.features, self.coefficients, self.means, self.scales, strict=True
+        ):
+            value = signals.get(name)
+            if value is None or not isfinite(value):
+                return None
+            log_odds += coefficient * ((value - mean) / scale)
+        return _sigmoid(log_odds)
+
+
+class IsotonicScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="isotonic", tag_field="kind"):
+    """A monotone curve over one signal: linear between its points, flat beyond them.
+
+    Attributes:
+        signal: name of the signal.
+        xs: values of the signal, strictly increasing.
+        ys: scores at `xs` in [0, 1], never decreasing or never increasing.
+
+    Raises:
+        ValueError: lengths differ, a number is not finite or out of range, or the curve is not monotone.
+
+    Source: Zadrozny and Elkan 2002, "Transforming classifier scores into accurate multiclass probability estimates".
+    """
+
+    signal: str
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.xs or len(self.xs) != len(self.ys):
+            raise ValueError(f"xs and ys must be as many, at least one, not {len(self.xs)} and {len(self.ys)}")
+        _require_finite("xs", self.xs)
+        _require_finite("ys", self.ys)
+        if any(low >= high for low, high in pairwise(self.xs)):
+            raise ValueError("xs must increase strictly")
+        if not all(0 <= y <= 1 for y in self.ys):
+            raise ValueError("ys must be in [0, 1]")
+        steps = [high - low for low, high in pairwise(self.ys)]
+        if any(step < 0 for step in steps) and any(step > 0 for step in steps):
+            raise ValueError("ys must never decrease, or never increase")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: it was fitted to outcomes."""
+        return True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return (self.signal,)
+
+    def score(self, signals: Signals) -> float | None:
+        """The curve's value in [0, 1]; None where the signal is missing or not finite."""
+        x = signals.get(self.signal)
+        if x is None or not isfinite(x):
+            return None
+        if x <= self.xs[0]:
+            return self.ys[0]
+        if x >= self.xs[-1]:
+            return self.ys[-1]
+        right = bisect_left(self.xs, x)
+        (x0, y0), (x1, y1) = (self.xs[right - 1], self.ys[right - 1]), (self.xs[right], self.ys[right])
+        share = (x - x0) / (x1 - x0) if isfinite(x1 - x0) else 0.5
+        low, high = (y0, y1) if y0 <= y1 else (y1, y0)
+        return min(high, max(low, y0 + share * (y1 - y0)))
+
+
+#: Every scorer that a policy file may hold, told apart by its `kind`.
+AnyScorer: TypeAlias = MeanProbability | LogisticScorer | IsotonicScorer
+
+_decoder: msgspec.json.Decoder[AnyScorer] = msgspec.json.Decoder(AnyScorer)
+
+
+def to_json(scorer: AnyScorer) -> bytes:
+    """The scorer as one JSON object with its `kind`."""
+    return msgspec.json.encode(scorer)
+
+
+def from_json(data: bytes | str) -> AnyScorer:
+    """The scorer that `to_json` wrote.
+
+    Raises:
+        DataError: not JSON, of an unknown kind, with unknown keys, or with numbers that no fit gives.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise DataError(f"Not a scorer: {exc}. Fit it anew: nearfar calibrate.") from exc
+
+
+def _sigmoid(x: float) -> float:
+    if x >= 0:
+        return 1.0 / (1.0 + exp(-x))
+    odds = exp(x)
+    return odds / (1.0 + odds)
+
+
+def _require_finite(name: str, numbers: Sequence[float]) -> None:
+    if not all(map(isfinite, numbers)):
+        raise ValueError(f"{name} must be finite")
