@@ -1,0 +1,64 @@
+# The front door. `make demo` and `make test` set up all they need in .venv; nothing else has to be installed first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+export HF_HUB_OFFLINE ?= 1
+export NEARFAR_DATA   ?= ../shared/data
+
+.PHONY: help demo test check format soak bench bench-main docs wheel clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.base ## answer a handful of questions on this machine
+	@$(BIN)/nearfar demo
+
+test: $(VENV)/.dev ## every behaviour, large counts reduced
+	$(BIN)/pytest -m "not soak"
+
+check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a script writes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: $(VENV)/.dev ## make the formatter and the linter's fixes
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+soak: $(VENV)/.dev ## the large counts
+	$(BIN)/pytest -m soak --timeout 3600
+
+bench: $(VENV)/.dev bench-main ## every published number, into benchmarks/results
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/gateway.py
+
+bench-main: $(VENV)/.dev ## 200 + 200 real questions through the cascade
+	$(BIN)/python benchmarks/main.py
+
+docs: $(VENV)/.dev ## write the generated documents, then the site into site/
+	$(BIN)/python docs/generate.py
+	$(PIP) --group docs
+	$(BIN)/mkdocs build --strict --quiet
+
+wheel: $(VENV)/.dev ## the distribution, into dist/
+	$(BIN)/python -m hatchling build
+
+clean: ## forget the environment and what was built
+	rm -rf $(VENV) dist site
+
+$(VENV)/.base: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nearfar needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	@echo "Setting up $(VENV) …" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "Adding what tests and checks need …" >&2
+	@$(PIP) --editable '.[fit]' --group dev
+	@touch $@
