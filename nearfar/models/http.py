@@ -1,0 +1,235 @@
+"""HTTP to model servers: pooled connections, bounded reading, and every failure as an `UpstreamError`."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from yarl import URL
+
+from nearfar.errors import ConfigError
+
+from .http_errors import ErrorTranslator
+from .sse import EventReader, EventTooLarge
+
+#: The largest body that is read of an answer that is not streamed, and of an error.
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_ERROR_BYTES: Final = 64 * 1024
+
+#: How long an idle connection is kept; below the 15 s to 75 s after which common servers close it.
+_KEEP_ALIVE_S: Final = 10.0
+
+#: How long to wait for the end of a body whose last event has come, so that the connection can be used again.
+_DRAIN_S: Final = 0.1
+
+#: aiohttp warns of bodies from here on that are not files.
+_LARGE_BODY_BYTES: Final = 1024 * 1024
+
+#: Everything that aiohttp raises for what a server or a network did.
+_FAILURES: Final = (aiohttp.ClientError, OSError)
+
+
+class HttpClient:
+    """Sends requests to one server; a session per event loop, made at its first request.
+
+    Redirects are refused, cookies dropped, proxies and `.netrc` of the environment ignored: a key goes to the
+    configured URL and nowhere else. Close it in the event loop that used it.
+
+    Args:
+        model: the model's name in the config, for errors.
+        url: the server's base URL; a query (Azure's `api-version`) is kept.
+        headers: sent with every request; their values are kept out of messages.
+        connect_timeout_s: for the name, the connection and TLS together.
+        read_timeout_s: the longest silence while an answer is awaited or read.
+
+    Raises:
+        ConfigError: the URL or a header cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        url: str,
+        headers: Mapping[str, str],
+        connect_timeout_s: float = 5.0,
+        read_timeout_s: float = 120.0,
+    ) -> None:
+        self._url = _checked_url(url, model)
+        _check_headers(headers, model)
+        secrets = [part for value in headers.values() for part in (value, value.removeprefix("Bearer "))]
+        self.errors = ErrorTranslator(
+            model=model,
+            url=str(self._url.with_query(None)),
+            secrets=tuple(secret for secret in secrets if len(secret) >= 6),
+        )
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # answers are small, and compression holds a stream's events back
+            "User-Agent": "nearfar",
+            **headers,
+        }
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+
+    def endpoint(self, path: str) -> URL:
+        """The URL of `path` under the base URL."""
+        return (self._url / path).with_query(self._url.query)
+
+    def exchange(self, method: str, endpoint: URL, body: bytes | None = None) -> Exchange:
+        """A request that is sent when the exchange is entered."""
+        return Exchange(self, method, endpoint, body)
+
+    async def session(self) -> aiohttp.ClientSession:
+        """The running event loop's session."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.closed:
+            for old in [loop for loop in self._sessions if loop.is_closed()]:
+                await self._sessions.pop(old).close()
+            session = self._sessions[loop] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEEP_ALIVE_S, resolver=aiohttp.ThreadedResolver()
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                timeout=self._timeout,
+                trust_env=False,
+            )
+        return session
+
+    async def aclose(self) -> None:
+        """Closes every connection. Twice is fine; a later request opens new ones."""
+        running = asyncio.get_running_loop()
+        while self._sessions:
+            loop, session = self._sessions.popitem()
+            if loop is running or loop.is_closed():
+                await session.close()
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(session.close(), loop))
+
+
+class Exchange:
+    """One request and the 200 that answers it; whatever is left of it at the end of the context is closed at once.
+
+    Entering, and every reading method, raises an `UpstreamError` where the server or the network fails.
+    """
+
+    __slots__ = ("_body", "_client", "_is_ended", "_method", "_reader", "_response", "_url")
+
+    def __init__(self, client: HttpClient, method: str, url: URL, body: bytes | None) -> None:
+        self._client = client
+        self._method = method
+        self._url = url
+        self._body = body
+        self._reader = EventReader()
+        self._is_ended = False
+
+    async def __aenter__(self) -> Self:
+        session = await self._client.session()
+        body = self._body
+        data = io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY_BYTES else body
+        try:
+            self._response = await session.request(self._method, self._url, data=data, allow_redirects=False)
+        except _FAILURES as exc:
+            raise self._client.errors.broken(exc, was_answering=False) from _cause(exc)
+        if self._response.status != 200:
+            try:
+                raise self._client.errors.refused(
+                    self._response.status, self._response.headers, await self._read_error()
+                )
+            finally:
+                self._response.close()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._response.close()  # a connection whose body was read to its end is back in the pool already
+
+    @property
+    def content_type(self) -> str:
+        """The answer's media type in lower case, without parameters; "" where there is none."""
+        return self._response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        parts: list[bytes] = []
+        num_bytes = 0
+        while part := await self._next():
+            num_bytes += len(part)
+            if num_bytes > MAX_BODY_BYTES:
+                raise self._client.errors.malformed(f"answered with more than {MAX_BODY_BYTES} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    async def events(self) -> list[bytes] | None:
+        """The data of the events that have come by now, maybe none; None at the end of the stream."""
+        if self._is_ended:
+            return None
+        chunk = await self._next()
+        try:
+            if chunk:
+                return self._reader.feed(chunk)
+            self._is_ended = True
+            return self._reader.close()
+        except EventTooLarge as exc:
+            raise self._client.errors.malformed(f"sent {exc}") from exc
+
+    async def drain(self) -> None:
+        """Reads what follows the last event, for a moment at most, so that the connection goes back to the pool."""
+        content = self._response.content
+        if content.at_eof():
+            return
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while await content.readany():
+                    pass
+        except _FAILURES:
+            return  # the answer is whole; leaving the context closes the connection
+
+    async def _next(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except _FAILURES as exc:
+            raise self._client.errors.broken(exc, was_answering=True) from _cause(exc)
+
+    async def _read_error(self) -> bytes:
+        """As much of an error's body as comes; the status alone says enough."""
+        body = b""
+        try:
+            while len(body) < MAX_ERROR_BYTES and (part := await self._response.content.readany()):
+                body += part
+        except _FAILURES:
+            return body
+        return body
+
+
+def _cause(exc: Exception) -> Exception | None:
+    """The exception to chain; none where it holds the request's headers, which hold the key."""
+    return None if isinstance(exc, aiohttp.ClientResponseError) else exc
+
+
+def _checked_url(url: str, model: str) -> URL:
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = URL()
+    if parsed.user is not None or parsed.password is not None:
+        raise ConfigError(f"[models.{model}] url must not hold credentials. Name the key's variable in api_key_env.")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"[models.{model}] url must be like 'https://host/v1', not {url!r}.")
+    return parsed.with_fragment(None)
+
+
+def _check_headers(headers: Mapping[str, str], model: str) -> None:
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable()) or value != " ".join(value.split()):
+            raise ConfigError(
+                f"[models.{model}] the value of header {name!r} has stray blanks or characters that a header "
+                "cannot hold. Check the key for a line end."
+            )

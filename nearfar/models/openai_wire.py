@@ -1,0 +1,630 @@
+"""Chat models behind OpenAI's chat completions over HTTP: OpenAI, vLLM, llama.cpp, Ollama and their like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+from yarl import URL
+
+from nearfar.errors import UnsupportedOption
+from nearfar.types import (
+    Answer,
+    FinishReason,
+    Message,
+    Modality,
+    ModelCard,
+    NamedTool,
+    Placement,
+    Price,
+    Query,
+    ReasoningDelta,
+    ResponseFormat,
+    StreamEnd,
+    StreamEvent,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+
+from .http import Exchange, HttpClient
+
+#: OpenAI's own hosts, whose newer models take `max_completion_tokens` alone and tell "developer" from "system". Other
+#: servers know `max_tokens`, and their chat templates no role "developer".
+_OPENAI_HOSTS: Final = ("api.openai.com", ".openai.azure.com")
+
+_FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class OpenAIWireModel:
+    """A model of a server that speaks OpenAI's chat completions.
+
+    Options that nearfar does not know (`SamplingOptions.extra`) go into the body as they are; fields of the answer
+    that it does not know come back in `Answer.extra`: the body's own at the top, the message's under "message", the
+    choice's under "choice".
+
+    Args:
+        name: the model's name in the config.
+        url: the server's base URL, usually ending in "/v1".
+        model: what the server calls the model.
+        placement: "near" on hardware that the user controls, "far" elsewhere.
+        api_key: sent as a bearer token; None: no key.
+        headers: sent with every request, as `OpenAI-Organization` or Azure's `api-key`.
+        context_window: tokens; None: unknown.
+        max_output_tokens: the most it writes; sent where a query names no limit.
+        price: None: unknown, which is not zero.
+        supports_grammar: the server takes GBNF as llama.cpp (`grammar`) or vLLM (`structured_outputs`) does; both are
+            sent, and each ignores the other's. Servers that know neither ignore both in silence, hence off unless told.
+        max_tokens_field: what the server calls the limit of the output; None: `max_completion_tokens` at OpenAI and
+            Azure, `max_tokens` elsewhere.
+        connect_timeout_s: for name, connection and TLS together.
+        read_timeout_s: the longest silence.
+
+    Raises:
+        ConfigError: the URL or a header cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        url: str,
+        model: str,
+        placement: Placement,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        context_window: int | None = None,
+        max_output_tokens: int | None = None,
+        price: Price | None = None,
+        supports_logprobs: bool = True,
+        supports_tools: bool = True,
+        supports_json_schema: bool = True,
+        supports_grammar: bool = False,
+        modalities: frozenset[Modality] = frozenset({"text", "image"}),
+        max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None,
+        connect_timeout_s: float = 5.0,
+        read_timeout_s: float = 120.0,
+    ) -> None:
+        self._card = ModelCard(
+            name,
+            placement,
+            context_window=context_window,
+            max_output_tokens=max_output_tokens,
+            price=price,
+            supports_logprobs=supports_logprobs,
+            supports_tools=supports_tools,
+            supports_json_schema=supports_json_schema,
+            supports_grammar=supports_grammar,
+            modalities=modalities,
+            passes_extra=True,
+        )
+        self._model = model
+        self._http = HttpClient(
+            model=name,
+            url=url,
+            headers=_authorised(api_key, headers),
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
+        )
+        self._endpoint = self._http.endpoint("chat/completions")
+        self._is_openai = (URL(url).host or "").endswith(_OPENAI_HOSTS)
+        self._max_tokens_field = max_tokens_field or ("max_completion_tokens" if self._is_openai else "max_tokens")
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is and can do."""
+        return self._card
+
+    async def complete(self, query: Query) -> Answer:
+        """The whole answer.
+
+        Raises:
+            UnsupportedOption: the query asks for something that the model cannot do.
+            UpstreamError: the server or the network failed.
+        """
+        started = time.perf_counter()
+        body = self._body(query, is_stream=False)
+        async with self._http.exchange("POST", self._endpoint, body) as exchange:
+            assembly = _Assembly(query)
+            self._take_whole(await exchange.read(), assembly, exchange)
+        return assembly.answer(self._card, time.perf_counter() - started)
+
+    async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
+        """The answer piece by piece; raises what `complete` raises."""
+        started = time.perf_counter()
+        body = self._body(query, is_stream=True)
+        async with self._http.exchange("POST", self._endpoint, body) as exchange:
+            assembly = _Assembly(query)
+            if exchange.content_type == "application/json":  # an error, or a server that does not stream
+                for event in self._take_whole(await exchange.read(), assembly, exchange):
+                    yield event
+            else:
+                while not assembly.is_done and (batch := await exchange.events()) is not None:
+                    for data in batch:
+                        if data == b"[DONE]":
+                            assembly.is_done = True
+                            break
+                        for event in self._take(data, assembly):
+                            yield event
+                self._check_ended(assembly, exchange)
+                await exchange.drain()
+        yield StreamEnd(assembly.answer(self._card, time.perf_counter() - started))
+
+    def unavailable(self) -> str | None:
+        """Never known before the call."""
+        return None
+
+    async def aclose(self) -> None:
+        """Closes the connections. Twice is fine."""
+        await self._http.aclose()
+
+    # --- what is sent ------------------------------------------------------------------------------------------------
+
+    def _body(self, query: Query, *, is_stream: bool) -> bytes:
+        sampling = query.sampling
+        for param, why in self._card.unmet(query).items():
+            raise UnsupportedOption(f"{self._card.name!r} {why}.", param=param)
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [_message(message, keeps_developer=self._is_openai) for message in query.messages],
+        }
+        if (max_tokens := self._card.output_bound(query)) is not None:
+            body[self._max_tokens_field] = max_tokens
+        for option in _SAMPLING:
+            if (value := getattr(sampling, option)) is not None:
+                body[option] = value
+        if sampling.stop:
+            body["stop"] = sampling.stop
+        if sampling.logprobs:
+            body["logprobs"] = True
+            if sampling.top_logprobs is not None:
+                body["top_logprobs"] = sampling.top_logprobs
+        if query.tools:
+            body["tools"] = [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": tool.name,
+                        "description": tool.description,
+                        "parameters": tool.parameters or {"type": "object", "properties": {}},
+                        **({} if tool.strict is None else {"strict": tool.strict}),
+                    },
+                }
+                for tool in query.tools
+            ]
+        if query.tool_choice is not None:
+            body["tool_choice"] = _tool_choice(query.tool_choice)
+        if query.parallel_tool_calls is not None:
+            body["parallel_tool_calls"] = query.parallel_tool_calls
+        if query.response_format is not None:
+            body |= _shape(query.response_format)
+        if is_stream:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+        if sampling.extra:
+            self._add_extra(body, sampling.extra)
+        return msgspec.json.encode(body)
+
+    def _add_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> None:
+        for key, value in extra.items():
+            if key == "n" and value not in (None, 1):
+                raise UnsupportedOption(
+                    f"{self._card.name!r} gives one answer per query; ask again for more.", param=key
+                )
+            if key == "stream_options" and isinstance(value, Mapping):
+                body[key] = {**value, **body.get(key, {})}
+            elif key in body or key in ("stream", self._max_tokens_field):
+                raise UnsupportedOption(f"{key!r} is an option of the query itself; set it there.", param=key)
+            else:
+                body[key] = value
+
+    # --- what comes back ---------------------------------------------------------------------------------------------
+
+    def _take_whole(self, data: bytes, assembly: _Assembly, exchange: Exchange) -> list[StreamEvent]:
+        """The events of an answer that came in one piece."""
+        events = self._take(data, assembly, exchange)
+        if assembly.num_choices == 0:
+            raise self._http.errors.malformed("answered without a choice", data)
+        assembly.is_done = True
+        return events
+
+    def _take(self, data: bytes, assembly: _Assembly, exchange: Exchange | None = None) -> list[StreamEvent]:
+        """The events of one chunk, or of a whole body."""
+        try:
+            chunk = _CHUNKS.decode(data)
+            if chunk.error:
+                raise self._http.errors.reported(data)
+            events = assembly.take(chunk)
+            if events and exchange is None:
+                return events
+            if not assembly.take_others(data):
+                raise self._http.errors.reported(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            kind = f" ({exchange.content_type})" if exchange and "json" not in exchange.content_type else ""
+            raise self._http.errors.malformed(f"sent something else than a chat completion{kind}: {exc}", data) from exc
+        return events
+
+    def _check_ended(self, assembly: _Assembly, exchange: Exchange) -> None:
+        if assembly.num_choices == 0:
+            raise self._http.errors.malformed(f"sent a stream without an answer ({exchange.content_type or 'untyped'})")
+        if not assembly.is_done and assembly.finish_reason is None:
+            raise self._http.errors.malformed("ended its stream in the middle of the answer")
+
+
+async def list_models(
+    url: str,
+    api_key: str | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    name: str | None = None,
+    connect_timeout_s: float = 5.0,
+    read_timeout_s: float = 30.0,
+) -> list[str]:
+    """What a server calls its models, in its order.
+
+    Args:
+        url: the server's base URL, as for `OpenAIWireModel`.
+        api_key: sent as a bearer token.
+        headers: sent besides.
+        name: what errors call the server; its URL unless told.
+        connect_timeout_s: for name, connection and TLS together.
+        read_timeout_s: the longest silence.
+
+    Raises:
+        ConfigError: the URL or a header cannot be used.
+        UpstreamError: the server or the network failed.
+    """
+    http = HttpClient(
+        model=name or url,
+        url=url,
+        headers=_authorised(api_key, headers),
+        connect_timeout_s=connect_timeout_s,
+        read_timeout_s=read_timeout_s,
+    )
+    try:
+        async with http.exchange("GET", http.endpoint("models")) as exchange:
+            body = await exchange.read()
+        try:
+            return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise http.errors.malformed(f"sent something else than a list of models: {exc}", body) from exc
+    finally:
+        await http.aclose()
+
+
+def _authorised(api_key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    return {**({"Authorization": f"Bearer {api_key}"} if api_key else {}), **(headers or {})}
+
+
+# --- the request's parts ---------------------------------------------------------------------------------------------
+
+#: Options that have the same name here and on the wire; `top_k` and `min_p` are extensions that vLLM, llama.cpp and
+#: Ollama take, and that OpenAI refuses by name.
+_SAMPLING: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+)
+
+
+def _message(message: Message, *, keeps_developer: bool) -> dict[str, Any]:
+    role = message.role
+    if role == "developer" and not keeps_developer:
+        role = "system"
+    content: str | list[Mapping[str, Any]]
+    if isinstance(message.content, str):
+        content = message.content
+    else:
+        content = [
+            {"type": "text", "text": part.text} if part.kind == "text" else part.wire for part in message.content
+        ]
+    wire: dict[str, Any] = {"role": role, "content": content}
+    if message.tool_calls:
+        wire["content"] = content or None
+        wire["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        wire["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        wire["name"] = message.name
+    return {**message.extra, **wire} if message.extra else wire
+
+
+def _tool_choice(choice: str | NamedTool) -> Any:
+    return {"type": "function", "function": {"name": choice.name}} if isinstance(choice, NamedTool) else choice
+
+
+def _shape(shape: ResponseFormat) -> dict[str, Any]:
+    if shape.kind == "grammar":
+        return {"grammar": shape.grammar, "structured_outputs": {"grammar": shape.grammar}}
+    if shape.kind == "json_schema":
+        schema: dict[str, Any] = {"name": shape.name, "schema": shape.schema or {}}
+        if shape.strict is not None:
+            schema["strict"] = shape.strict
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {"response_format": {"type": shape.kind}}
+
+
+# --- the answer's parts ----------------------------------------------------------------------------------------------
+
+
+class _Alternative(Struct, gc=False):
+    token: str
+    logprob: float
+
+
+class _Token(Struct, gc=False):
+    token: str
+    logprob: float
+    top_logprobs: list[_Alternative] | None = None
+
+
+class _Logprobs(Struct, gc=False):
+    content: list[_Token] | None = None
+
+
+class _Function(Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Words(Struct, gc=False):
+    """A whole message, or a stream's next piece of one."""
+
+    content: str | None = None
+    reasoning_content: str | None = None  # DeepSeek, vLLM until 0.11, llama.cpp
+    reasoning: str | None = None  # OpenRouter, Ollama, vLLM since
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    delta: _Words | None = None
+    message: _Words | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _PromptDetails(Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+    def usage(self) -> Usage:
+        prompt, completion = self.prompt_tokens_details, self.completion_tokens_details
+        return Usage(
+            self.prompt_tokens,
+            self.completion_tokens,
+            (prompt.cached_tokens or 0) if prompt else 0,
+            (completion.reasoning_tokens or 0) if completion else 0,
+        )
+
+
+class _Chunk(Struct, gc=False):
+    """A stream's chunk or a whole completion."""
+
+    choices: list[_Choice] | UnsetType = UNSET
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _Model(Struct, gc=False):
+    id: str
+
+
+class _Models(Struct, gc=False):
+    data: list[_Model]
+
+
+_CHUNKS = msgspec.json.Decoder(_Chunk)
+_OBJECTS = msgspec.json.Decoder(dict[str, Raw])
+_LISTS = msgspec.json.Decoder(list[dict[str, Raw]])
+
+#: Fields that have a place of their own, or say nothing that outlives the answer (obfuscation is padding).
+_KNOWN_IN_BODY = frozenset({"id", "object", "created", "model", "choices", "usage", "error", "obfuscation"})
+_KNOWN_IN_CHOICE = frozenset({"index", "delta", "message", "finish_reason", "logprobs"})
+_KNOWN_IN_MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"})
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    """A tool call in the making."""
+
+    wire_index: int | None
+    wire_id: str | None
+    id: str
+    name: str | None
+    arguments: list[str]
+
+
+class _Assembly:
+    """An answer in the making."""
+
+    __slots__ = (
+        "_calls",
+        "_extra",
+        "_logprobs",
+        "_reasoning",
+        "_refusal",
+        "_text",
+        "_usage",
+        "finish_reason",
+        "is_done",
+        "num_choices",
+    )
+
+    def __init__(self, query: Query) -> None:
+        self.is_done = False  # the server has said that nothing follows
+        self.num_choices = 0  # chunks with something of the answer
+        self.finish_reason: str | None = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: list[_OpenCall] = []
+        self._logprobs: list[TokenLogprob] | None = [] if query.sampling.logprobs else None
+        self._usage: _Usage | None = None
+        self._extra: dict[str, Any] = {}
+
+    def take(self, chunk: _Chunk) -> list[StreamEvent]:
+        """Adds a chunk and returns its events."""
+        events: list[StreamEvent] = []
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if chunk.choices is UNSET:
+            return events
+        for choice in chunk.choices:
+            if choice.index != 0:
+                continue
+            self.num_choices += 1
+            if choice.finish_reason is not None:
+                self.finish_reason = choice.finish_reason
+            words = choice.delta or choice.message
+            if words is None:
+                continue
+            if reasoning := words.reasoning_content or words.reasoning:
+                self._reasoning.append(reasoning)
+                events.append(ReasoningDelta(reasoning))
+            text = words.content
+            tokens = self._tokens(choice.logprobs) if choice.logprobs is not None else ()
+            if text or tokens:
+                self._text.append(text or "")
+                events.append(TextDelta(text or "", tokens))
+            if words.refusal:
+                self._refusal.append(words.refusal)
+            if words.tool_calls:
+                events.extend(self._call(i, call) for i, call in enumerate(words.tool_calls))
+        return events
+
+    def take_others(self, data: bytes) -> bool:
+        """Keeps the fields of a chunk that have no place of their own; False where it is an error in disguise."""
+        fields = _OBJECTS.decode(data)
+        if (
+            "choices" not in fields
+            and "usage" not in fields
+            and ("detail" in fields or fields.get("object") == b'"error"' or fields.get("type") == b'"error"')
+        ):
+            return False
+        _merge(self._extra, _others(fields, _KNOWN_IN_BODY))
+        for choice in _LISTS.decode(fields["choices"]) if "choices" in fields else []:
+            _merge(self._extra, {"choice": _others(choice, _KNOWN_IN_CHOICE)})
+            message = choice.get("delta") or choice.get("message")
+            if message is not None and message != b"null":
+                _merge(self._extra, {"message": _others(_OBJECTS.decode(message), _KNOWN_IN_MESSAGE)})
+        return True
+
+    def answer(self, card: ModelCard, latency_s: float) -> Answer:
+        """The whole answer."""
+        usage = self._usage.usage() if self._usage else None
+        calls = tuple(ToolCall(call.id, call.name or "", "".join(call.arguments)) for call in self._calls)
+        finish_reason = _FINISH_REASONS.get(self.finish_reason or "stop")
+        if finish_reason is None:
+            self._extra["finish_reason"] = self.finish_reason
+        if calls and finish_reason in (None, "stop"):  # OpenAI says "stop" of a call that was forced
+            finish_reason = "tool_calls"
+        return Answer(
+            "".join(self._text),
+            card.name,
+            tool_calls=calls,
+            finish_reason=finish_reason or "stop",
+            reasoning="".join(self._reasoning) or None,
+            refusal="".join(self._refusal) or None,
+            logprobs=tuple(self._logprobs) if self._logprobs else None,
+            usage=usage,
+            cost_usd=card.price.cost_usd(usage) if card.price and usage else None,
+            latency_s=latency_s,
+            extra=self._extra,
+        )
+
+    def _tokens(self, logprobs: _Logprobs) -> tuple[TokenLogprob, ...]:
+        if self._logprobs is None or not logprobs.content:
+            return ()
+        tokens = tuple(
+            TokenLogprob(
+                each.token,
+                each.logprob,
+                tuple((other.token, other.logprob) for other in each.top_logprobs) if each.top_logprobs else (),
+            )
+            for each in logprobs.content
+        )
+        self._logprobs.extend(tokens)
+        return tokens
+
+    def _call(self, position: int, piece: _Call) -> ToolCallDelta:
+        """Adds a piece of a call and returns its event.
+
+        A piece belongs to the last call of its index, unless its id says otherwise (Ollama has numbered all calls 0);
+        where the server gives no index, an id or a second call in one chunk begins a call.
+        """
+        calls = self._calls
+        arguments = (piece.function.arguments if piece.function else None) or ""
+        name = piece.function.name if piece.function else None
+        if piece.index is None:
+            begins = bool(piece.id) or position > 0 or not calls
+            slot = len(calls) if begins else len(calls) - 1
+        else:
+            slot = next((i for i in reversed(range(len(calls))) if calls[i].wire_index == piece.index), len(calls))
+            if slot < len(calls) and piece.id and calls[slot].wire_id not in (None, piece.id):
+                slot = len(calls)
+        if slot == len(calls):
+            call = _OpenCall(piece.index, piece.id or None, piece.id or f"call_{uuid4().hex[:24]}", name, [arguments])
+            calls.append(call)
+            return ToolCallDelta(slot, arguments, call.id, name)
+        call = calls[slot]
+        call.arguments.append(arguments)
+        is_named = call.name is not None
+        call.name = call.name or name
+        return ToolCallDelta(slot, arguments, name=None if is_named else name)
+
+
+def _others(fields: Mapping[str, Raw], known: frozenset[str]) -> dict[str, Any]:
+    """The fields that are not known and not empty."""
+    values = {key: msgspec.json.decode(raw) for key, raw in fields.items() if key not in known}
+    return {key: value for key, value in values.items() if value is not None and value not in ([], {}, "")}
+
+
+def _merge(into: dict[str, Any], piece: Mapping[str, Any]) -> None:
+    """Adds a stream's next piece: objects field by field, lists joined, else the last wins."""
+    for key, value in piece.items():
+        known = into.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            _merge(known, value)
+        elif isinstance(known, list) and isinstance(value, list):
+            into[key] = known + value
+        elif value not in ([], {}):
+            into[key] = value
