@@ -1,0 +1,369 @@
+"""The gateway as an ASGI app: who may ask, what is asked, and the reply; it knows nothing of sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from traceback import format_exception
+from typing import Any, Protocol
+
+import msgspec
+from starlette.middleware.cors import CORSMiddleware
+
+from nearfar.errors import NearfarError, RequestError
+from nearfar.router.router import Router
+from nearfar.types import (
+    Answer,
+    Decision,
+    Query,
+    ReasoningDelta,
+    Status,
+    StreamEnd,
+    StreamEvent,
+    StreamStart,
+    TextDelta,
+    ToolCallDelta,
+)
+
+from . import chat, responses
+from .keys import KeyRing, scrub
+from .metrics import CONTENT_TYPE, Metrics
+from .problems import Problem, internal, invalid, out_of_time, overloaded, problem_of, refusal, unauthorized
+from .replies import JSON, Receive, Scope, Send, decision_headers, read_body, send_problem, send_reply
+from .settings import GatewaySettings
+from .streams import CancelWhenGone, EventStream, FlushedBeforeWaiting
+
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_encode = msgspec.json.Encoder().encode
+_logger = logging.getLogger("nearfar.gateway")
+
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_MODELS = "/v1/models/"
+
+#: How long past its deadline a stream may live whose client does not read what is sent.
+_DEADLINE_GRACE_S = 5.0
+#: How long such a client is given to take the last event.
+_FAREWELL_S = 1.0
+
+
+class Encoder(Protocol):
+    """Writes one answer as server-sent events, as its wire has them."""
+
+    def start(self, start: StreamStart) -> bytes: ...
+
+    def delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes: ...
+
+    def end(self, answer: Answer, decision: Decision) -> bytes: ...
+
+    def error(self, problem: Problem) -> bytes: ...
+
+
+class Call(Protocol):
+    """A query in a wire's clothes, and how its answer is written on that wire."""
+
+    @property
+    def query(self) -> Query: ...
+
+    @property
+    def stream(self) -> bool: ...
+
+    def reply(self, answer: Answer, decision: Decision, created: int) -> bytes: ...
+
+    def encoder(self, created: int) -> Encoder: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Wire:
+    """One way to ask for an answer."""
+
+    parse: Callable[[bytes, float], Call]  # the body and the longest that an answer may take, in seconds
+    param_names: Mapping[str, str]
+
+
+def create_app(router: Router, *, settings: GatewaySettings) -> ASGIApp:
+    """The gateway over `router`, for any ASGI server.
+
+    Time limits on a request's arrival are the server's: `serve` has them.
+    """
+    app = Gateway(router, settings=settings)
+    if not settings.allow_origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=settings.allow_origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("x-nearfar-decision-id", "x-nearfar-tier", "x-nearfar-score", "x-request-id", "retry-after"),
+    )
+
+
+class Gateway:
+    """Answers OpenAI's chat completions and responses from a router."""
+
+    def __init__(self, router: Router, *, settings: GatewaySettings) -> None:
+        self._router = router
+        self._settings = settings
+        self._keys = KeyRing(settings.key_hashes)
+        self._hosts = _LOOPBACK_HOSTS | set(settings.allowed_hosts) if settings.is_loopback else None
+        self._in_flight = 0
+        self._metrics = Metrics(lambda: self._in_flight)
+        self._started_at = int(time.time())
+        self._wires = {
+            "/v1/chat/completions": _Wire(chat.parse_chat, chat.PARAM_NAMES),
+            "/v1/responses": _Wire(responses.parse_response, responses.PARAM_NAMES),
+        }
+        self._pages: dict[str, Callable[[Send], Awaitable[None]]] = {
+            "/v1/models": self._list_models,
+            "/health/ready": self._ready,
+            "/metrics": self._show_metrics,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await _live(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1000})
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        problem = self._stranger(scope["path"], headers)
+        if problem is None:
+            problem = await self._dispatch(scope, headers, receive, send)
+        if problem is not None:
+            self._metrics.count_error(problem.status, problem.code)
+            await send_problem(send, problem)
+        return None
+
+    def _stranger(self, path: str, headers: Mapping[bytes, bytes]) -> Problem | None:
+        """Why this asker may not ask; None: it may."""
+        if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
+            message = "This gateway serves this machine only; call it as localhost, or set gateway.allowed_hosts."
+            return Problem(403, message, "permission_error", "host_not_allowed")
+        if self._keys and path != "/health/live" and not self._keys.admits(headers.get(b"authorization")):
+            return unauthorized()
+        return None
+
+    async def _dispatch(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> Problem | None:
+        path: str = scope["path"]
+        method: str = scope["method"]
+        wire = self._wires.get(path)
+        if wire is not None or path == "/v1/route":
+            if method != "POST":
+                return _wrong_method(method, "POST")
+            return await self._with_body(wire, headers, receive, send)
+        page = self._pages.get(path)
+        is_model = path.startswith(_MODELS) and len(path) > len(_MODELS)
+        if page is None and path != "/health/live" and not is_model:
+            return invalid(f"There is no {path!r} here.", code="unknown_url", status=404)
+        if method not in {"GET", "HEAD"}:
+            return _wrong_method(method, "GET, HEAD")
+        if page is not None:
+            await page(send)
+        elif is_model:
+            return await self._show_model(path.removeprefix(_MODELS), send)
+        else:
+            await send_reply(send, 200, [JSON], b'{"status":"ok"}')
+        return None
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    async def _with_body(
+        self, wire: _Wire | None, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> Problem | None:
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+            message = "Send the body as `Content-Type: application/json`."
+            return invalid(message, code="unsupported_media_type", status=415)
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            return invalid("Send the body uncompressed.", code="unsupported_media_type", status=415)
+        if self._in_flight >= self._settings.max_concurrency:
+            return overloaded(self._settings.max_concurrency)
+        self._in_flight += 1
+        try:
+            body = await read_body(receive, headers, self._settings.max_body_bytes)
+            if body is None:
+                return None
+            if isinstance(body, Problem):
+                return body
+            if wire is None:
+                return await self._route(body, send)
+            return await self._answer(wire, body, receive, send)
+        finally:
+            self._in_flight -= 1
+
+    async def _answer(self, wire: _Wire, body: bytes, receive: Receive, send: Send) -> Problem | None:
+        started = time.perf_counter()
+        try:
+            call = wire.parse(body, self._settings.request_timeout_s)
+        except RequestError as exc:
+            return problem_of(exc, wire.param_names)
+        with CancelWhenGone(receive) as watch:
+            try:
+                if call.stream:
+                    return await self._stream(call, wire, started, send)
+                return await self._complete(call, wire, started, send)
+            except NearfarError as exc:
+                return self._failure(exc, call, wire, started)
+            except Exception as exc:
+                _report(exc)
+                return internal()
+        if watch.is_gone:
+            self._metrics.count(call.query.model, None, "cancelled", time.perf_counter() - started)
+        return None
+
+    async def _complete(self, call: Call, wire: _Wire, started: float, send: Send) -> Problem | None:
+        answer = await self._router.answer(call.query, door="http")
+        decision = _decision_of(answer)
+        self._metrics.count_decision(decision, time.perf_counter() - started)
+        if decision.status == "refused":
+            return refusal(decision, wire.param_names)
+        body = call.reply(answer, decision, int(decision.created_at))
+        await send_reply(send, 200, [JSON, *decision_headers(decision)], body)
+        return None
+
+    async def _stream(self, call: Call, wire: _Wire, started: float, send: Send) -> Problem | None:
+        encoder = call.encoder(int(time.time()))
+        events = self._router.stream(call.query, door="http")
+        reply = EventStream(send, heartbeat_s=self._settings.heartbeat_s)
+        limit_s = (call.query.deadline_s or self._settings.request_timeout_s) + _DEADLINE_GRACE_S
+        try:
+            async with asyncio.timeout(limit_s), aclosing(events):
+                problem = await self._gather(events, encoder, reply, wire, started)
+            if problem is None:
+                await reply.finish()
+                return None
+        except NearfarError as exc:
+            problem = self._failure(exc, call, wire, started)
+        except TimeoutError:
+            problem = out_of_time()
+        except Exception as exc:
+            _report(exc)
+            problem = internal()
+        finally:
+            reply.close()
+        if not reply.is_started:
+            return problem
+        self._metrics.count_error(problem.status, problem.code)
+        reply.put(encoder.error(problem))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await reply.finish()
+        return None
+
+    async def _gather(
+        self,
+        events: AsyncGenerator[StreamEvent, None],
+        encoder: Encoder,
+        reply: EventStream,
+        wire: _Wire,
+        started: float,
+    ) -> Problem | None:
+        async for event in FlushedBeforeWaiting(events, reply):
+            if isinstance(event, StreamStart):
+                await reply.start(decision_headers(event))
+                reply.put(encoder.start(event))
+            elif isinstance(event, StreamEnd):
+                decision = _decision_of(event.answer)
+                self._metrics.count_decision(decision, time.perf_counter() - started)
+                if decision.status == "refused":
+                    return refusal(decision, wire.param_names)
+                reply.put(encoder.end(event.answer, decision))
+            else:
+                reply.put(encoder.delta(event))
+                if reply.is_full:
+                    await reply.flush()
+        return None
+
+    def _failure(self, exc: NearfarError, call: Call, wire: _Wire, started: float) -> Problem:
+        if exc.decision_id is not None:
+            status: Status = "refused" if isinstance(exc, RequestError) else "failed"
+            self._metrics.count(call.query.model, None, status, time.perf_counter() - started)
+        return problem_of(exc, wire.param_names)
+
+    # --- pages -------------------------------------------------------------------------------------------------------
+
+    async def _route(self, body: bytes, send: Send) -> Problem | None:
+        try:
+            plan = self._router.plan(chat.parse_chat(body, self._settings.request_timeout_s).query)
+        except RequestError as exc:
+            return problem_of(exc, chat.PARAM_NAMES)
+        candidates = [msgspec.to_builtins(candidate) for candidate in plan.candidates]
+        page = {"object": "nearfar.plan", "target": plan.target, "candidates": candidates}
+        await send_reply(send, 200, [JSON], _encode(page))
+        return None
+
+    async def _list_models(self, send: Send) -> None:
+        targets = self._router.targets()
+        names = sorted(targets, key=lambda name: (targets[name] != "cascade", name))
+        page = {"object": "list", "data": [self._model(name) for name in names]}
+        await send_reply(send, 200, [JSON], _encode(page))
+
+    async def _show_model(self, name: str, send: Send) -> Problem | None:
+        targets = self._router.targets()
+        if name not in targets:
+            known = ", ".join(sorted(targets))
+            message = f"There is no model {name!r}. There are: {known}."
+            return invalid(message, param="model", code="model_not_found", status=404)
+        await send_reply(send, 200, [JSON], _encode(self._model(name)))
+        return None
+
+    def _model(self, name: str) -> dict[str, Any]:
+        about: dict[str, Any] = {"kind": self._router.targets()[name]}
+        card = self._router.cards().get(name)
+        if card is not None and about["kind"] == "model":
+            about |= {
+                "placement": card.placement,
+                "context_window": card.context_window,
+                "max_output_tokens": card.max_output_tokens,
+                "modalities": sorted(card.modalities),
+            }
+        return {"id": name, "object": "model", "created": self._started_at, "owned_by": "nearfar", "nearfar": about}
+
+    async def _ready(self, send: Send) -> None:
+        unavailable = self._router.unavailable()
+        is_ready = len(unavailable) < len(self._router.cards()) and self._router.log_failure is None
+        page = {
+            "status": "ready" if is_ready else "unavailable",
+            "unavailable": {name: scrub(reason) for name, reason in unavailable.items()},
+            "decision_log": self._router.log_failure,
+        }
+        await send_reply(send, 200 if is_ready else 503, [JSON], _encode(page))
+
+    async def _show_metrics(self, send: Send) -> None:
+        await send_reply(send, 200, [(b"content-type", CONTENT_TYPE.encode())], self._metrics.render())
+
+
+def _decision_of(answer: Answer) -> Decision:
+    if answer.decision is None:
+        raise AssertionError("the router gives every answer its decision")
+    return answer.decision
+
+
+def _host_name(host: bytes) -> str:
+    """The `Host` header without its port."""
+    name = host.decode("latin-1").lower()
+    if name.startswith("["):
+        return name[: name.find("]") + 1]
+    return name.partition(":")[0]
+
+
+def _wrong_method(method: str, allowed: str) -> Problem:
+    problem = invalid(f"{method} is not allowed here; use {allowed}.", code="method_not_allowed", status=405)
+    return replace(problem, headers=((b"allow", allowed.encode()),))
+
+
+def _report(exc: Exception) -> None:
+    _logger.error("A request failed unexpectedly.\n%s", scrub("".join(format_exception(exc))))
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Says yes to a server that asks whether the app is up."""
+    while True:
+        event = await receive()
+        await send({"type": f"{event['type']}.complete"})
+        if event["type"] == "lifespan.shutdown":
+            return

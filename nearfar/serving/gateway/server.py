@@ -1,0 +1,229 @@
+"""The gateway on a socket: uvicorn with time limits on arrival, and a stop that lets requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from nearfar.errors import ConfigError
+from nearfar.router.router import Router
+
+from .app import create_app
+from .problems import Problem, invalid
+from .settings import GatewaySettings
+
+#: Longer than clients keep an idle connection, so that it is they who close it: a request sent into a closing
+#: connection is lost. Five seconds in httpx, four in Node.
+_KEEP_ALIVE_S = 65
+_BACKLOG = 2048
+
+
+def serve(router: Router, *, settings: GatewaySettings, announce: Callable[[str], None] = print) -> None:
+    """Serves until SIGINT or SIGTERM, then finishes the requests in flight and closes the router.
+
+    Args:
+        router: who answers.
+        settings: where to listen, who may ask and how much.
+        announce: told the address once requests are taken.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(router, settings, announce))
+
+
+async def _serve(router: Router, settings: GatewaySettings, announce: Callable[[str], None]) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        async with serving(router, settings=settings) as server:
+            stopping = [signal.SIGINT, signal.SIGTERM]
+            with contextlib.suppress(NotImplementedError):  # Windows: Ctrl+C raises KeyboardInterrupt
+                for number in stopping:
+                    loop.add_signal_handler(number, server.stop)
+            announce(f"nearfar answers at {server.url}/v1")
+            await server.until_stopped()
+    finally:
+        await router.aclose()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # not on Windows
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class Server:
+    """A gateway that is taking requests.
+
+    Attributes:
+        url: its address, without a path.
+    """
+
+    def __init__(self, server: uvicorn.Server, url: str) -> None:
+        self._server = server
+        self._stopping = asyncio.Event()
+        self.url = url
+
+    def stop(self) -> None:
+        """Asks it to stop; asked twice, it stops without waiting for the requests in flight."""
+        if self._stopping.is_set():
+            self._server.force_exit = True
+        self._stopping.set()
+
+    async def until_stopped(self) -> None:
+        """Waits until `stop` is called."""
+        await self._stopping.wait()
+
+
+@asynccontextmanager
+async def serving(router: Router, *, settings: GatewaySettings) -> AsyncIterator[Server]:
+    """The gateway, taking requests in the running event loop; leaving the block stops it, and not the router.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    app = create_app(router, settings=settings)
+    listener = _bind(settings)
+    host, port = listener.getsockname()[:2]
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=_protocol(settings),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+        ),
+        receive_timeout_s=settings.receive_timeout_s,
+    )
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    handle = Server(server, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    try:
+        running.add_done_callback(lambda _: server.ready.set())
+        await server.ready.wait()
+        yield handle
+    finally:
+        server.should_exit = True
+        await running
+
+
+def _bind(settings: GatewaySettings) -> socket.socket:
+    host, port = settings.host, settings.port
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+    except OSError as exc:
+        raise ConfigError(
+            f"Cannot listen on {host!r}, port {port}: {exc.strerror or exc}. Choose another: --port or gateway.port."
+        ) from exc
+    listener.setblocking(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, without its signal handlers, and closing connections whose request does not arrive in time."""
+
+    def __init__(self, config: uvicorn.Config, *, receive_timeout_s: float) -> None:
+        super().__init__(config)
+        self._receive_timeout_s = receive_timeout_s
+        self.ready = asyncio.Event()  # set once requests are taken, or never will be
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to take requests."""
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leaves signals to `serve`: uvicorn's raise them again and kill the process before the log is written."""
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        latest = asyncio.get_running_loop().time() - self._receive_timeout_s
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Protocol) and connection.receiving_since < latest:
+                connection.refuse(_TOO_SLOW)
+        return await super().on_tick(counter)
+
+
+_TOO_SLOW = invalid("The request did not arrive in time.", code="request_timeout", status=408)
+_HEAD_TOO_LARGE = invalid("The request's headers are too large.", code="headers_too_large", status=431)
+_NEVER = float("inf")
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, watching how long a request takes to arrive and how large its head is.
+
+    Attributes:
+        receiving_since: when the request that is arriving began, in the event loop's time; `inf`: none is.
+    """
+
+    max_header_bytes: int
+
+    receiving_since = _NEVER
+    _head_bytes = 0
+    _has_head = False  # of the request that came last
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self.receiving_since = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._has_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_header_bytes:
+                self.refuse(_HEAD_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        self._has_head = False
+        self._head_bytes = 0
+        self.receiving_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._has_head = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.receiving_since = _NEVER
+        super().on_message_complete()
+
+    def refuse(self, problem: Problem) -> None:
+        """Closes the connection, with an error where no reply is on its way."""
+        self.receiving_since = _NEVER
+        if self.transport.is_closing():
+            return
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        is_idle = cycle is None or cycle.response_complete
+        if is_idle or (self._has_head and not self.pipeline and not self.cycle.response_started):
+            body = problem.body()
+            self.transport.write(
+                STATUS_LINE[problem.status]
+                + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+                + body
+            )
+        self.transport.close()
+
+
+def _protocol(settings: GatewaySettings) -> type[_Protocol]:
+    limits: dict[str, Any] = {"max_header_bytes": settings.max_header_bytes}
+    return type("_LimitedProtocol", (_Protocol,), limits)
