@@ -318,6 +318,7 @@ class ModelCard:
     supports_logprobs: bool = False
     supports_tools: bool = False
     supports_json_schema: bool = False
+    supports_json_object: bool | None = None  # JSON of any shape; None: as supports_json_schema
     supports_grammar: bool = False
     modalities: frozenset[Modality] = frozenset({"text"})
     passes_extra: bool = False  # takes SamplingOptions.extra
@@ -348,8 +349,11 @@ class ModelCard:
         shape = query.response_format
         if query.tools and not self.supports_tools:
             unmet["tools"] = "takes no tools"
-        if shape and shape.kind in ("json_object", "json_schema") and not self.supports_json_schema:
-            unmet["response_format"] = "cannot be held to JSON"
+        if shape and shape.kind == "json_schema" and not self.supports_json_schema:
+            unmet["response_format"] = "cannot be held to a JSON schema"
+        takes_json = self.supports_json_schema if self.supports_json_object is None else self.supports_json_object
+        if shape and shape.kind == "json_object" and not takes_json:
+            unmet["response_format"] = "cannot be held to JSON without a schema"
         if shape and shape.kind == "grammar" and not self.supports_grammar:
             unmet["response_format"] = "cannot be held to a grammar"
         if query.sampling.logprobs and not self.supports_logprobs:

@@ -43,6 +43,7 @@ class HttpClient:
         model: the model's name in the config, for errors.
         url: the server's base URL; a query (Azure's `api-version`) is kept.
         headers: sent with every request; their values are kept out of messages.
+        plain_headers: sent besides; no secrets.
         connect_timeout_s: for the name, the connection and TLS together.
         read_timeout_s: the longest silence while an answer is awaited or read.
 
@@ -56,6 +57,7 @@ class HttpClient:
         model: str,
         url: str,
         headers: Mapping[str, str],
+        plain_headers: Mapping[str, str] | None = None,
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 120.0,
     ) -> None:
@@ -71,6 +73,7 @@ class HttpClient:
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",  # answers are small, and compression holds a stream's events back
             "User-Agent": "nearfar",
+            **(plain_headers or {}),
             **headers,
         }
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)

@@ -69,14 +69,14 @@ class EventReader:
             self._is_first = False
             blocks[0] = blocks[0].removeprefix(_BOM)
         found: list[bytes] = []
+        limit = self._max_event_bytes
         for block in blocks:
-            self._check(len(block))
+            if len(block) > limit:
+                self._check(len(block))
             if block.startswith(b"data: ") and b"\n" not in block:
                 found.append(block[6:])
-            else:
-                lines = [_value(line) for line in block.split(b"\n") if line == b"data" or line.startswith(b"data:")]
-                if lines:
-                    found.append(b"\n".join(lines))
+            elif lines := [_value(line) for line in block.split(b"\n") if line == b"data" or line.startswith(b"data:")]:
+                found.append(b"\n".join(lines))
         return found
 
     def _with_line_feeds(self, chunk: bytes) -> bytes:
