@@ -1,0 +1,700 @@
+"""Settings: one TOML file and the environment, read here and nowhere else, checked before anything is built.
+
+Values come from, strongest first: `NEARFAR_<SECTION>_<KEY>` variables, the file, what is found (keys in the
+environment), the defaults. pydantic checks the types; pydantic-settings is not used, because it doubles the import
+time (78 to 152 ms) and does not say where a value came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+
+from nearfar.errors import ConfigError
+from nearfar.types import Modality, Placement
+
+FILE_NAME = "nearfar.toml"
+DEFAULT_WEIGHTS = "smollm2"
+#: The cascade that a query names when it names nothing.
+AUTO = "auto"
+
+OPENAI_URL = "https://api.openai.com/v1"
+#: The far models taken from a bare key, where NEARFAR_FAR_MODEL names no other: much stronger than the embedded one,
+#: priced in the catalogue, and they take every decoding option that `nearfar ask` has.
+DEFAULT_OPENAI_MODEL = "gpt-4.1"
+DEFAULT_ANTHROPIC_MODEL = "claude-sonnet-4-5"
+
+_FREE_VARIABLES = {
+    "NEARFAR_CONFIG": "path of the config file",
+    "NEARFAR_HOME": "folder of the store and the keys",
+    "NEARFAR_FAR_URL": "an OpenAI-compatible far server, where there is no config file",
+    "NEARFAR_FAR_MODEL": "the far model's name",
+    "NEARFAR_FAR_KEY": "the far server's key",
+    "NEARFAR_API_KEYS": "keys that the gateway takes, separated by commas",
+    "NEARFAR_DEBUG": "show tracebacks",
+}
+
+
+class _Section(BaseModel):
+    """A table of the file; unknown keys were refused before."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PriceSettings(_Section):
+    """US dollars per million tokens."""
+
+    prompt_usd_per_mtok: float = Field(ge=0)
+    completion_usd_per_mtok: float = Field(ge=0)
+    cached_prompt_usd_per_mtok: float | None = Field(default=None, ge=0)
+
+
+class _ModelSettings(_Section):
+    """What every kind of model takes."""
+
+    context_window: PositiveInt | None = None  # tokens; None: the catalogue's, or unknown
+    max_output_tokens: PositiveInt | None = None
+    price: PriceSettings | None = None  # None: the catalogue's, or unknown
+    timeout_s: PositiveFloat | None = None  # the whole call
+    attempts: int = Field(3, ge=1, le=10)
+    concurrency: PositiveInt | None = None  # calls at once
+    requests_per_minute: PositiveInt | None = None
+    cache_ttl_s: PositiveFloat | None = None  # None: no cache; inf: for ever
+
+
+class LlamaCppSettings(_ModelSettings):
+    """A GGUF file, run inside this process."""
+
+    kind: Literal["llama.cpp"]
+    weights: str | None = None  # a name that `nearfar models get` knows; smollm2 where there is no path either
+    path: Path | None = None
+    context_window: PositiveInt = 4096
+    max_output_tokens: PositiveInt = 512
+    parallel: PositiveInt = 2
+    threads: PositiveInt | None = None
+    loras: dict[str, Path] = Field(default_factory=dict)
+
+
+class OpenAISettings(_ModelSettings):
+    """A server that speaks OpenAI's chat completions."""
+
+    kind: Literal["openai"]
+    url: str = OPENAI_URL
+    model: str
+    placement: Placement = "far"
+    api_key_env: str | None = None  # OPENAI_API_KEY where the URL is OpenAI's
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    timeout_s: PositiveFloat = 120.0
+    connect_timeout_s: PositiveFloat = 5.0
+    read_timeout_s: PositiveFloat = 120.0  # between two bytes
+    supports_logprobs: bool = True
+    supports_tools: bool = True
+    supports_json_schema: bool = True
+    supports_grammar: bool = False
+    modalities: frozenset[Modality] = frozenset({"text", "image"})
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = (
+        None  # None: what the URL's provider takes
+    )
+
+
+class AnthropicSettings(_ModelSettings):
+    """A server that speaks Anthropic's messages."""
+
+    kind: Literal["anthropic"]
+    url: str = "https://api.anthropic.com"
+    model: str
+    placement: Placement = "far"
+    api_key_env: str = "ANTHROPIC_API_KEY"
+    timeout_s: PositiveFloat = 120.0
+    max_output_tokens: PositiveInt = 4096
+
+
+class ReplaySettings(_ModelSettings):
+    """Recorded answers, by question."""
+
+    kind: Literal["replay"]
+    table: Path
+    model: str  # value of the table's model column
+    placement: Placement = "far"
+    columns: dict[str, str] = Field(default_factory=dict)  # our name for a column → the table's
+
+
+ModelSettings: TypeAlias = LlamaCppSettings | OpenAISettings | AnthropicSettings | ReplaySettings
+
+_KINDS: Mapping[str, type[ModelSettings]] = {
+    "llama.cpp": LlamaCppSettings,
+    "openai": OpenAISettings,
+    "anthropic": AnthropicSettings,
+    "replay": ReplaySettings,
+}
+
+
+class TierSettings(_Section):
+    """One step of a cascade; a bare string in the file is its model."""
+
+    model: str
+    name: str | None = None
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    draft: bool = False  # hand the best answer so far on to this tier
+    deadline_s: PositiveFloat | None = None
+
+
+class CascadeSettings(_Section):
+    """Tiers in order."""
+
+    tiers: tuple[TierSettings, ...] = Field(min_length=1)
+    commit: Literal["answer", "prefix"] = "answer"
+    prefix_tokens: PositiveInt = 16
+    policy: Path | None = None  # made by `nearfar calibrate`
+    policies: tuple[Path, ...] = ()  # more of them, for queries that name one as their quality
+
+
+class DecisionSettings(_Section):
+    """The decision log."""
+
+    path: Path | None = None  # None: nearfar.db in data.dir
+    text: Literal["keep", "hash", "drop"] = "keep"
+    retention_days: PositiveFloat | None = None
+
+
+class BudgetSettings(_Section):
+    """The most that all far calls together may cost."""
+
+    limit_usd: float | None = Field(default=None, ge=0)  # None: no limit
+    period: Literal["total", "day", "month"] = "total"
+
+
+class GatewaySection(_Section):
+    """`nearfar serve`; see `nearfar.serving.gateway.settings.GatewaySettings` for what each does."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8642, ge=0, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    max_body_bytes: PositiveInt = 16 * 1024 * 1024
+    max_header_bytes: PositiveInt = 64 * 1024
+    receive_timeout_s: PositiveFloat = 30.0
+    request_timeout_s: PositiveFloat = 600.0
+    max_concurrency: PositiveInt = 512
+    heartbeat_s: PositiveFloat = 15.0
+    shutdown_grace_s: PositiveFloat = 30.0
+
+
+class DataSection(_Section):
+    """Where nearfar keeps its files."""
+
+    dir: Path
+
+
+_SectionT = TypeVar("_SectionT", bound=_Section)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value, as `nearfar config` shows it."""
+
+    key: str  # dotted
+    value: Any  # a plain JSON value; secrets are masked
+    source: str  # the file's name, a variable, "found" or "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that nearfar was told, checked.
+
+    `origins` maps dotted keys to where their values came from; a key that is not in it has its default.
+    """
+
+    models: Mapping[str, ModelSettings]
+    cascades: Mapping[str, CascadeSettings]
+    decisions: DecisionSettings
+    budget: BudgetSettings
+    gateway: GatewaySection
+    data: DataSection
+    path: Path | None = None  # the file; None: there is none
+    model_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by model
+    missing_keys: Mapping[str, str] = field(default_factory=dict)  # model → variable that is not set
+    gateway_keys: tuple[SecretStr, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    SECTIONS: ClassVar[Mapping[str, type[_Section]]] = {
+        "decisions": DecisionSettings,
+        "budget": BudgetSettings,
+        "gateway": GatewaySection,
+        "data": DataSection,
+    }
+
+    @classmethod
+    def load(
+        cls, path: str | Path | None = None, *, environ: Mapping[str, str] | None = None, needs_keys: bool = True
+    ) -> Settings:
+        """The settings of `path`, or of the first of $NEARFAR_CONFIG, ./nearfar.toml and the user's config folder.
+
+        Without any file: the embedded model first, then whatever far model the environment has a key for.
+
+        Args:
+            path: the file; it must exist.
+            environ: read instead of the process's environment.
+            needs_keys: a model whose key is not set is an error; otherwise it is listed in `missing_keys`.
+
+        Raises:
+            ConfigError: one line that names the setting at fault and the fix.
+        """
+        env = os.environ if environ is None else environ
+        _check_variables(env)
+        file = _find_file(path, env)
+        return _Loader(file, env, needs_keys=needs_keys).load()
+
+    @property
+    def store_path(self) -> Path:
+        """The SQLite file with the decisions, the cache and the budget."""
+        return self.decisions.path or self.data.dir / "nearfar.db"
+
+    @property
+    def keys_path(self) -> Path:
+        """The gateway's keys, hashed."""
+        return self.data.dir / "keys.json"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret by value, for scrubbing logs."""
+        found = [*self.model_keys.values(), *self.gateway_keys]
+        for model in self.models.values():
+            if isinstance(model, OpenAISettings):
+                found.extend(model.headers.values())
+        return tuple(secret.get_secret_value() for secret in found if secret.get_secret_value())
+
+    def describe(self) -> list[Setting]:
+        """Every value and where it came from; secrets masked."""
+        return list(_describe(self))
+
+
+def is_debugging(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether NEARFAR_DEBUG asks for tracebacks."""
+    return bool((os.environ if environ is None else environ).get("NEARFAR_DEBUG"))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """What is kept of a gateway key."""
+
+    sha256: str
+    name: str
+    created_at: str  # ISO 8601
+
+
+def read_keys(path: Path) -> tuple[StoredKey, ...]:
+    """The gateway keys in the file; none where there is no file.
+
+    Raises:
+        ConfigError: the file is not what `write_keys` wrote.
+    """
+    try:
+        return tuple(StoredKey(**key) for key in json.loads(path.read_text(encoding="utf-8"))["keys"])
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ConfigError(
+            f"Cannot read the gateway's keys in {str(path)!r}: {exc!r}. Remove it and make new ones."
+        ) from exc
+
+
+def write_keys(path: Path, keys: Iterable[StoredKey]) -> None:
+    """Writes the keys' hashes, whole or not at all, readable by the owner alone.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"keys": [asdict(key) for key in keys]}, file, indent=2)
+        temporary.replace(path)
+    except OSError as exc:
+        raise ConfigError(f"Cannot write the gateway's keys to {str(path)!r}: {exc.strerror}.") from exc
+
+
+def user_config_path(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the user's own config file is looked for, whether or not it exists."""
+    environ = os.environ if environ is None else environ
+    return _user_folder(environ, "config") / FILE_NAME
+
+
+def found_models(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """The models to use where no file names any, as tables of the file: embedded first, then what has a key.
+
+    Raises:
+        ConfigError: NEARFAR_FAR_URL comes without NEARFAR_FAR_MODEL.
+    """
+    environ = os.environ if environ is None else environ
+    tables: dict[str, dict[str, Any]] = {DEFAULT_WEIGHTS: {"kind": "llama.cpp", "weights": DEFAULT_WEIGHTS}}
+    named = environ.get("NEARFAR_FAR_MODEL")
+    url = environ.get("NEARFAR_FAR_URL")
+    if url:
+        if not named:
+            raise ConfigError(
+                f"NEARFAR_FAR_URL is {url!r} and NEARFAR_FAR_MODEL is not set; name the model to ask there."
+            )
+        tables["far"] = {"kind": "openai", "url": url, "model": named}
+        if environ.get("NEARFAR_FAR_KEY"):
+            tables["far"]["api_key_env"] = "NEARFAR_FAR_KEY"
+    elif environ.get("OPENAI_API_KEY"):
+        tables["far"] = {
+            "kind": "openai",
+            "model": named or DEFAULT_OPENAI_MODEL,
+            "api_key_env": "OPENAI_API_KEY",
+        }
+    elif environ.get("ANTHROPIC_API_KEY"):
+        tables["far"] = {
+            "kind": "anthropic",
+            "model": named or DEFAULT_ANTHROPIC_MODEL,
+            "api_key_env": "ANTHROPIC_API_KEY",
+        }
+    return tables
+
+
+class _Loader:
+    """Reads one file and one environment into `Settings`."""
+
+    def __init__(self, file: Path | None, env: Mapping[str, str], *, needs_keys: bool) -> None:
+        self._file = file
+        self._env = env
+        self._needs_keys = needs_keys
+        self._text = ""
+        self._origins: dict[str, str] = {}
+        self._keys: dict[str, SecretStr] = {}
+        self._missing: dict[str, str] = {}
+
+    def load(self) -> Settings:
+        tables = self._read()
+        valid = ["models", "cascades", *Settings.SECTIONS]
+        for name, table in tables.items():
+            if name not in valid:
+                raise self._unknown(name, valid, what="section")
+            if not isinstance(table, dict):
+                raise self._error(f"{name!r} must be a table: [{name}]", name)
+        sections = {name: self._fixed(name, tables.get(name, {})) for name in Settings.SECTIONS}
+        models = self._models(tables.get("models"))
+        cascades = self._cascades(tables.get("cascades") or {}, models)
+        keys = _split(self._env.get("NEARFAR_API_KEYS", ""))
+        return Settings(
+            models=models,
+            cascades=cascades,
+            **sections,
+            path=self._file,
+            model_keys=self._keys,
+            missing_keys=self._missing,
+            gateway_keys=tuple(map(SecretStr, keys)),
+            origins=self._origins,
+        )
+
+    def _read(self) -> dict[str, Any]:
+        if self._file is None:
+            return {}
+        try:
+            self._text = self._file.read_bytes().decode()
+            return tomllib.loads(self._text)
+        except OSError as exc:
+            raise ConfigError(f"Cannot read the config {str(self._file)!r}: {exc.strerror or exc}.") from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError(
+                f"The config {str(self._file)!r} is not UTF-8 (byte {exc.start}); save it as UTF-8."
+            ) from exc
+        except tomllib.TOMLDecodeError as exc:
+            raise ConfigError(f"The config {str(self._file)!r} is not valid TOML: {exc}.") from exc
+
+    def _fixed(self, name: str, table: dict[str, Any]) -> Any:
+        """A section with fixed keys: the file's values, then the environment's over them."""
+        cls = Settings.SECTIONS[name]
+        self._check_keys(name, table, cls)
+        values = dict(table)
+        origins = {f"{name}.{key}": self._file_name for key in table}
+        for key in cls.model_fields:
+            variable = "NEARFAR_HOME" if (name, key) == ("data", "dir") else _variable(name, key)
+            if self._env.get(variable):
+                is_list = isinstance(cls.model_fields[key].default, tuple)
+                values[key] = _split(self._env[variable]) if is_list else self._env[variable]
+                origins[f"{name}.{key}"] = f"${variable}"
+            elif isinstance(values.get(key), str) and key in {"path", "dir"}:
+                values[key] = self._resolve(values[key])
+        if name == "data" and "dir" not in values:
+            values["dir"] = _user_folder(self._env, "data")
+        for key in ("path", "dir"):
+            if key in values:
+                values[key] = Path(values[key]).expanduser()
+        section = self._validate(cls, values, name)
+        self._origins.update(origins)
+        if isinstance(section, BudgetSettings) and section.limit_usd is None and section.period != "total":
+            raise self._error("budget.period is set and budget.limit_usd is not; set a limit, or neither", "period")
+        return section
+
+    def _models(self, tables: dict[str, Any] | None) -> dict[str, ModelSettings]:
+        is_found = not tables
+        tables = tables or found_models(self._env)
+        models: dict[str, ModelSettings] = {}
+        for name, table in tables.items():
+            where = f"models.{name}"
+            if not isinstance(table, dict):
+                raise self._error(f"{where} must be a table: [models.{name}]", name)
+            self._check_name(name)
+            model = self._model(where, table)
+            models[name] = model
+            source = "found" if is_found else self._file_name
+            self._origins.update({f"{where}.{key}": source for key in table})
+            self._find_key(name, model)
+        return models
+
+    def _model(self, where: str, table: dict[str, Any]) -> ModelSettings:
+        kind = table.get("kind")
+        if kind is None:
+            raise self._error(f"{where} has no kind; set kind to one of {_listed(_KINDS)}", where)
+        if kind not in _KINDS:
+            raise self._error(
+                f"{where}.kind is {kind!r}{_did_you_mean(kind, _KINDS)}; use one of {_listed(_KINDS)}", "kind"
+            )
+        cls = _KINDS[kind]
+        self._check_keys(where, table, cls)
+        values = dict(table)
+        for key in ("path", "table"):
+            if isinstance(values.get(key), str):
+                values[key] = self._resolve(values[key])
+        if isinstance(values.get("loras"), dict):
+            values["loras"] = {name: self._resolve(str(path)) for name, path in values["loras"].items()}
+        model: ModelSettings = self._validate(cls, values, where)
+        if isinstance(model, LlamaCppSettings):
+            if model.path and model.weights:
+                raise self._error(f"{where} has both path and weights; keep one", "weights")
+            if not model.path and not model.weights:
+                model = model.model_copy(update={"weights": DEFAULT_WEIGHTS})
+        if isinstance(model, OpenAISettings | AnthropicSettings) and not re.match(r"https?://[^/\s]", model.url):
+            raise self._error(f"{where}.url must begin with http:// or https://, not {model.url!r}", "url")
+        return model
+
+    def _find_key(self, name: str, model: ModelSettings) -> None:
+        if not isinstance(model, OpenAISettings | AnthropicSettings):
+            return
+        variable = model.api_key_env
+        if variable is None and isinstance(model, OpenAISettings) and model.url.rstrip("/") == OPENAI_URL:
+            variable = "OPENAI_API_KEY"
+        if variable is None:
+            return
+        value = self._env.get(variable, "").strip()
+        if value:
+            self._keys[name] = SecretStr(value)
+            self._origins[f"models.{name}.api_key"] = f"${variable}"
+        elif self._needs_keys:
+            raise self._error(
+                f"Model {name!r} takes its key from ${variable}, which is not set; set it, or remove [models.{name}]",
+                variable,
+            )
+        else:
+            self._missing[name] = variable
+
+    def _cascades(self, tables: dict[str, Any], models: Mapping[str, ModelSettings]) -> dict[str, CascadeSettings]:
+        cascades: dict[str, CascadeSettings] = {}
+        for name, table in tables.items():
+            where = f"cascades.{name}"
+            if not isinstance(table, dict):
+                raise self._error(f"{where} must be a table: [cascades.{name}]", name)
+            self._check_name(name)
+            if name in models:
+                raise self._error(f"{name!r} is both a model and a cascade; rename one", name)
+            cascades[name] = self._cascade(where, table, models)
+            self._origins.update({f"{where}.{key}": self._file_name for key in table})
+        if AUTO not in cascades:
+            if AUTO in models:
+                raise self._error(
+                    f"A model may not be called {AUTO!r}, the name of the default cascade; rename it", AUTO
+                )
+            cascades[AUTO] = CascadeSettings(tiers=tuple(TierSettings(model=name) for name in _near_first(models)))
+        return cascades
+
+    def _cascade(self, where: str, table: dict[str, Any], models: Mapping[str, ModelSettings]) -> CascadeSettings:
+        self._check_keys(where, table, CascadeSettings)
+        values = dict(table)
+        tiers = values.get("tiers")
+        if not isinstance(tiers, list) or not tiers:
+            raise self._error(f"{where}.tiers must be a list of models, such as [{_listed(models)}]", "tiers")
+        values["tiers"] = [{"model": tier} if isinstance(tier, str) else tier for tier in tiers]
+        for i, tier in enumerate(values["tiers"]):
+            if not isinstance(tier, dict):
+                raise self._error(f"{where}.tiers[{i}] must be a model's name or a table, not {tier!r}", "tiers")
+            self._check_keys(f"{where}.tiers[{i}]", tier, TierSettings)
+        if isinstance(values.get("policy"), str):
+            values["policy"] = self._resolve(values["policy"])
+        if isinstance(values.get("policies"), list):
+            values["policies"] = [self._resolve(str(path)) for path in values["policies"]]
+        cascade = self._validate(CascadeSettings, values, where)
+        seen: set[str] = set()
+        for tier in cascade.tiers:
+            if tier.model not in models:
+                raise self._error(
+                    f"{where} names the model {tier.model!r}, which is not there{_did_you_mean(tier.model, models)}; "
+                    f"the models are {_listed(models)}",
+                    tier.model,
+                )
+            name = tier.name or tier.model
+            if name in seen:
+                raise self._error(f"{where} has two tiers named {name!r}; keep one, or give one another name", "tiers")
+            seen.add(name)
+            if cascade.policy and tier.threshold is not None:
+                raise self._error(
+                    f"{where} has a policy and a threshold on {name!r}; the policy sets it: keep one", "tiers"
+                )
+        if cascade.tiers[0].draft:
+            raise self._error(f"{where}: the first tier has no earlier draft; remove draft = true", "draft")
+        if cascade.commit == "answer" and "prefix_tokens" in table:
+            raise self._error(f'{where} sets prefix_tokens, which needs commit = "prefix"', "prefix_tokens")
+        return cascade
+
+    # --- checking and saying ---
+
+    @property
+    def _file_name(self) -> str:
+        return self._file.name if self._file else "found"
+
+    def _resolve(self, path: str) -> Path:
+        """Relative paths are relative to the file that names them."""
+        found = Path(path).expanduser()
+        return found if self._file is None else self._file.parent.absolute() / found
+
+    def _validate(self, cls: type[_SectionT], values: Mapping[str, Any], where: str) -> _SectionT:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as exc:
+            problem = exc.errors(include_url=False)[0]
+        keys = [str(part) for part in problem["loc"]]
+        name = ".".join([where, *keys])
+        if problem["type"] == "missing":
+            raise self._error(f"{name} is missing; set it", where)
+        said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        shown = "" if "headers" in keys else f", not {problem['input']!r}"
+        source = self._origins.get(name) or (f"${_variable(where, keys[0])}" if self._is_from_env(where, keys) else "")
+        raise self._error(
+            f"{name} {said}{shown}" + (f" (from {source})" if source else ""), keys[-1] if keys else where
+        )
+
+    def _is_from_env(self, where: str, keys: list[str]) -> bool:
+        return bool(keys) and where in Settings.SECTIONS and bool(self._env.get(_variable(where, keys[0])))
+
+    def _check_keys(self, where: str, table: Mapping[str, Any], cls: type[_Section]) -> None:
+        for key in table:
+            if key not in cls.model_fields:
+                raise self._unknown(key, cls.model_fields, what="key", where=where)
+
+    def _check_name(self, name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.:/@+-]*", name):
+            raise self._error(f"{name!r} is no name for a model or cascade; use letters, digits and . _ - : /", name)
+
+    def _unknown(self, name: str, valid: Iterable[str], *, what: str, where: str = "") -> ConfigError:
+        valid = list(valid)
+        place = f" in [{where}]" if where else ""
+        hint = " (keys are not written into the file: name their variable)" if name in {"api_key", "key"} else ""
+        text = f"unknown {what} {name!r}{place}{_did_you_mean(name, valid)}; valid {what}s: {', '.join(valid)}{hint}"
+        return self._error(text, name)
+
+    def _error(self, text: str, key: str) -> ConfigError:
+        if self._file is None:
+            is_word = text.split(" ", 1)[0].isalpha()
+            return ConfigError(f"{text[0].upper() if is_word else text[0]}{text[1:]}.")
+        line = _line_of(key, self._text)
+        place = f"{str(self._file)!r}, line {line}" if line else repr(str(self._file))
+        return ConfigError(f"{place}: {text}.")
+
+
+def _find_file(path: str | Path | None, env: Mapping[str, str]) -> Path | None:
+    named = path or env.get("NEARFAR_CONFIG")
+    if named:
+        file = Path(named).expanduser()
+        if not file.is_file():
+            origin = "" if path else " (from $NEARFAR_CONFIG)"
+            raise ConfigError(f"There is no config file {str(file)!r}{origin}. Write one: nearfar init.")
+        return file
+    return next((file for file in (Path(FILE_NAME), user_config_path(env)) if file.is_file()), None)
+
+
+def _check_variables(env: Mapping[str, str]) -> None:
+    """Refuses NEARFAR_ variables that look like a misspelt setting; others may belong to somebody else."""
+    valid = [_variable(name, key) for name, cls in Settings.SECTIONS.items() for key in cls.model_fields]
+    valid = [*_FREE_VARIABLES, *(name for name in valid if name != "NEARFAR_DATA_DIR")]
+    sections = tuple(f"NEARFAR_{name.upper()}_" for name in Settings.SECTIONS)
+    for name in env:
+        if not name.startswith("NEARFAR_") or name in valid:
+            continue
+        if name.startswith(sections) or difflib.get_close_matches(name, valid, 1, 0.85):
+            raise ConfigError(f"Unknown variable ${name}{_did_you_mean(name, valid)}; valid ones: {', '.join(valid)}.")
+
+
+def _variable(section: str, key: str) -> str:
+    return f"NEARFAR_{section}_{key}".upper()
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _user_folder(env: Mapping[str, str], kind: Literal["config", "data"]) -> Path:
+    """The platform's folder for a user's files of this kind (XDG base directories on Linux)."""
+    home = Path(env.get("HOME") or env.get("USERPROFILE") or Path.home())
+    if sys.platform == "darwin":
+        return home / "Library" / "Application Support" / "nearfar"
+    if sys.platform == "win32":
+        return Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local") / "nearfar"
+    if kind == "config":
+        return Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "nearfar"
+    return Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "nearfar"
+
+
+def _near_first(models: Mapping[str, ModelSettings]) -> list[str]:
+    return sorted(models, key=lambda name: placement(models[name]) == "far")  # stable: the file's order otherwise
+
+
+def placement(model: ModelSettings) -> Placement:
+    """Where the model runs."""
+    return "near" if isinstance(model, LlamaCppSettings) else model.placement
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _did_you_mean(name: object, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(valid), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _line_of(key: str, text: str) -> int | None:
+    """The only line that sets `key` or opens its table; None where there is none or several."""
+    name = re.escape(key)
+    pattern = re.compile(rf"""^\s*(?:["']?{name}["']?\s*=|\[[^\]]*\b{name}["']?\s*\])""")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
+    return lines[0] if len(lines) == 1 else None
+
+
+def _describe(settings: Settings) -> Iterator[Setting]:
+    groups: dict[str, BaseModel] = {f"models.{name}": model for name, model in settings.models.items()}
+    groups |= {f"cascades.{name}": cascade for name, cascade in settings.cascades.items()}
+    groups |= {name: getattr(settings, name) for name in Settings.SECTIONS}
+    for where, section in groups.items():
+        values = section.model_dump(mode="json")
+        for key, value in values.items():
+            name = f"{where}.{key}"
+            yield Setting(name, value, settings.origins.get(name, "default"))
+        model = where.removeprefix("models.")
+        if model in settings.model_keys:
+            yield Setting(f"{where}.api_key", "**********", settings.origins[f"{where}.api_key"])
+        elif model in settings.missing_keys:
+            yield Setting(f"{where}.api_key", None, f"${settings.missing_keys[model]} is not set")
+    if settings.gateway_keys:
+        yield Setting("gateway.keys", ["**********"] * len(settings.gateway_keys), "$NEARFAR_API_KEYS")
