@@ -1,0 +1,110 @@
+"""`nearfar serve` and `nearfar keys`: the HTTP door and the keys to it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nearfar.errors import RequestError
+
+from . import options as opt
+from .console import escape, remark, table, write, write_json
+from .run import DONE
+
+if TYPE_CHECKING:
+    from nearfar.config import StoredKey
+
+keys_app = typer.Typer(help="Make, list and revoke the gateway's keys.", no_args_is_help=True)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [default: loopback].")] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="0: any free one.")] = None,
+    config: opt.ConfigOption = None,
+) -> int:
+    """Serve OpenAI clients over HTTP; they ask for the model `auto`."""
+    from dataclasses import replace
+
+    from nearfar.config import Settings
+    from nearfar.serving.gateway.server import serve as run_server
+    from nearfar.wiring import build, gateway_settings
+
+    from .logs import configure_logs
+
+    settings = Settings.load(config)
+    changes = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    section = settings.gateway.model_copy(update=changes)
+    gateway = gateway_settings(replace(settings, gateway=section))
+    configure_logs(settings.secrets, level=logging.INFO)
+    wired = build(settings)
+    try:
+        run_server(wired.router, settings=gateway, announce=lambda line: remark(line, style="bold"))
+    finally:
+        wired.store.close()
+    return DONE
+
+
+@keys_app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="What the key is for.")] = "default",
+    as_json: opt.JsonOption = False,
+    config: opt.ConfigOption = None,
+) -> int:
+    """Make a key and print it once; only its hash is kept."""
+    from datetime import UTC, datetime
+
+    from nearfar.config import Settings, StoredKey, read_keys, write_keys
+    from nearfar.serving.gateway.keys import hash_key, new_key
+
+    path = Settings.load(config, needs_keys=False).keys_path
+    keys = read_keys(path)
+    if any(key.name == name for key in keys):
+        raise RequestError(f"There is a key {name!r} already. Name another, or revoke it: nearfar keys revoke {name}")
+    key = new_key()
+    stored = StoredKey(hash_key(key), name, datetime.now(UTC).isoformat(timespec="seconds"))
+    write_keys(path, [*keys, stored])
+    if as_json:
+        write_json({"key": key, "name": name, "file": str(path)})
+        return DONE
+    write(f"{key}\n")
+    remark(f"shown this once; its hash is in {path}. A running gateway takes it after a restart.")
+    return DONE
+
+
+@keys_app.command("list")
+def list_keys(as_json: opt.JsonOption = False, config: opt.ConfigOption = None) -> int:
+    """List the keys' names."""
+    keys = _stored(config)
+    if as_json:
+        write_json([{"name": key.name, "created_at": key.created_at} for key in keys])
+    elif keys:
+        table(["name", "made"], [[escape(key.name), escape(key.created_at)] for key in keys])
+    else:
+        remark("There are no keys. Make one: nearfar keys new.")
+    return DONE
+
+
+@keys_app.command("revoke")
+def revoke(
+    name: Annotated[str, typer.Argument(help="The key's name.")],
+    config: opt.ConfigOption = None,
+) -> int:
+    """Take a key out of force, from the gateway's next start on."""
+    from nearfar.config import Settings, write_keys
+
+    keys = _stored(config)
+    left = [key for key in keys if key.name != name]
+    if len(left) == len(keys):
+        raise RequestError(f"There is no key {name!r}. List them: nearfar keys list.")
+    write_keys(Settings.load(config, needs_keys=False).keys_path, left)
+    remark(f"{name} is revoked; restart the gateway.")
+    return DONE
+
+
+def _stored(config: Path | None) -> tuple[StoredKey, ...]:
+    from nearfar.config import Settings, read_keys
+
+    return read_keys(Settings.load(config, needs_keys=False).keys_path)
