@@ -13,7 +13,9 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,19 +69,21 @@ class Store:
             raise _unusable(self.path, exc) from exc
         self._reader_lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._put_lock = threading.Lock()  # so that nothing is queued behind the end
         self._failure: BaseException | None = None
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=f"nearfar-store-{self.path.name}", daemon=True)
         self._thread.start()
-        self._is_closed = False
         atexit.register(self.close)
 
     async def write(self, operation: Operation[T]) -> T:
         """Runs `operation` in the next group and returns its result once the group is committed.
 
-        The operation must not commit. If it raises, its own changes alone are undone.
+        The operation must not commit. If it raises, its own changes alone are undone, and the error comes out here.
+        Once queued it is run, even if its waiter is cancelled.
 
         Raises:
-            DataError: the file cannot be written.
+            DataError: the file cannot be written, or the store is closed.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -107,30 +111,40 @@ class Store:
 
     def close(self) -> None:
         """Writes what is queued and closes the file. Twice is fine."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        with self._put_lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._jobs.put(None)
         atexit.unregister(self.close)
-        self._jobs.put(None)
         self._thread.join()
         with self._reader_lock:
             self._reader.close()
         self._writer.close()
 
     def _put(self, job: _Job) -> None:
+        with self._put_lock:
+            self._check_open()
+            self._jobs.put(job)
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise DataError(f"The store {str(self.path)!r} is closed.", path=str(self.path))
-        self._jobs.put(job)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA foreign_keys=ON")
+        try:
+            _use_write_ahead_log(connection)
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _read(self, operation: Operation[T]) -> T:
         with self._reader_lock:
+            self._check_open()
             try:
                 return operation(self._reader)
             except sqlite3.Error as exc:
@@ -156,15 +170,15 @@ class Store:
                 connection.execute("SAVEPOINT job")
                 try:
                     job.result = job.operation(connection)
-                except Exception as exc:
-                    if isinstance(exc, sqlite3.OperationalError):
-                        raise  # the file, not the operation: full disk, I/O error
+                except BaseException as exc:  # whatever it is, it is the caller's, and the writer goes on
+                    if not connection.in_transaction:
+                        raise  # SQLite has undone the whole group: full disk, I/O error
                     connection.execute("ROLLBACK TO job")
-                    job.error = exc
+                    job.error = _unusable(self.path, exc) if isinstance(exc, sqlite3.OperationalError) else exc
                 connection.execute("RELEASE job")
             connection.execute("COMMIT")
-        except sqlite3.Error as exc:
-            if connection.in_transaction:
+        except BaseException as exc:
+            with suppress(sqlite3.Error):  # there may be nothing left to undo
                 connection.execute("ROLLBACK")
             for job in jobs:
                 job.error = _unusable(self.path, exc)
@@ -200,6 +214,20 @@ def _nothing(_: sqlite3.Connection) -> None:
     return None
 
 
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Waits itself for other connections, which SQLite's busy timeout does not do for a change of the journal mode."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        else:
+            return
+        time.sleep(0.01)
+
+
 def _migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -220,7 +248,8 @@ def _migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], path: Pa
                     if statement.strip():
                         connection.execute(statement)
             connection.execute(
-                "INSERT INTO schema_versions VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version",
+                "INSERT INTO schema_versions VALUES (?, ?)"
+                " ON CONFLICT (component) DO UPDATE SET version = excluded.version",
                 (schema.component, len(schema.migrations)),
             )
         connection.execute("COMMIT")
