@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator
@@ -127,8 +128,20 @@ async def serving(router: Router, *, settings: GatewaySettings) -> AsyncIterator
 def _bind(settings: GatewaySettings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # Not `socket.create_server`: it names no protocol, and asyncio then leaves Nagle's algorithm on, which holds
+        # the body of every reply back for 40 ms.
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":  # elsewhere it lets another process take the port over
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     except OSError as exc:
         raise ConfigError(
             f"Cannot listen on {host!r}, port {port}: {exc.strerror or exc}. Choose another: --port or gateway.port."
