@@ -4,18 +4,21 @@ import asyncio
 import base64
 import json
 import logging
+import secrets
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import xllamacpp
 from aiohttp import web
 from contracts.chat_model import IMAGE, ChatModelContract, ask, collect
 from support.obedient import obedient
 from support.openai_server import OpenAIServer
+from support.weights import smollm2_path
 
 from nearfar.errors import (
     ConfigError,
@@ -82,6 +85,65 @@ class TestOpenAIWireModelThatCanDoLittle(ChatModelContract):
             )
             yield model
             await model.aclose()
+
+
+LLAMA_KEY = secrets.token_urlsafe(32)
+
+
+@pytest.fixture(scope="module")
+def llama_server() -> Iterator[xllamacpp.Server]:
+    """llama.cpp's own HTTP server on the default weights."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(smollm2_path())
+    params.n_ctx, params.n_parallel = 2 * 2048, 2  # the context is divided by the slots
+    params.api_keys = [LLAMA_KEY]
+    params.cors_origins = ""
+    params.endpoint_slots = params.endpoint_props = params.warmup = False
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+    yield server
+    del server
+
+
+class TestOpenAIWireModelAtLlamaCpp(ChatModelContract):
+    """The whole contract, with a real engine at the other end."""
+
+    @pytest.fixture
+    async def model(self, llama_server: xllamacpp.Server) -> AsyncGenerator[OpenAIWireModel, None]:
+        model = OpenAIWireModel(
+            name="smollm2",
+            url=f"{llama_server.listening_address}/v1",
+            model="smollm2",
+            placement="near",
+            api_key=LLAMA_KEY,
+            price=PRICE,
+            supports_tools=False,  # xllamacpp's server ignores them in silence
+            supports_grammar=True,
+            modalities=frozenset({"text"}),
+        )
+        yield model
+        await model.aclose()
+
+
+async def test_llama_cpp_says_what_is_wrong(llama_server: xllamacpp.Server) -> None:
+    """A wrong key, a prompt that does not fit and an impossible option are three clear errors."""
+    url = f"{llama_server.listening_address}/v1"
+    queries = {
+        "wrong key": ("wrong" * 7, Query("hi"), UpstreamRejected),
+        "too long": (LLAMA_KEY, Query("word " * 5000, sampling=SamplingOptions(max_tokens=4)), ContextTooLong),
+        "no schema": (
+            LLAMA_KEY,
+            Query("hi", response_format=ResponseFormat("json_schema", {"type": "nonsense"})),
+            UpstreamRejected,
+        ),
+    }
+    for key, query, kind in queries.values():
+        model = OpenAIWireModel(name="smollm2", url=url, model="smollm2", placement="near", api_key=key)
+        for door in ("complete", "stream"):
+            with pytest.raises(UpstreamError) as caught:
+                await ask(model, query, door)
+            assert type(caught.value) is kind
+        await model.aclose()
 
 
 async def both(model: OpenAIWireModel, query: Query) -> list[Answer]:
