@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from nearfar.errors import ConfigError, UpstreamTimeout
-from nearfar.types import Answer, ChatModel, Query, StreamEvent
+from nearfar.types import Answer, ChatModel, Query, StreamEnd, StreamEvent
 
 from .wrapper import Wrapper
 
@@ -47,19 +47,38 @@ class Deadline(Wrapper):
         Raises:
             UpstreamTimeout: the last piece did not come in time.
         """
-        end = asyncio.get_running_loop().time() + self._seconds
-        async with aclosing(self.inner.stream(query)) as events:
-            while True:
-                try:
-                    async with asyncio.timeout_at(end) as limit:
+        is_late = False
+        reader: asyncio.Task[object] | None = None
+
+        def ring() -> None:
+            nonlocal is_late
+            is_late = True
+            if reader is not None:
+                reader.cancel()
+
+        # One timer for the whole stream: `asyncio.timeout` around each of 200 events costs ten times the events.
+        timer = asyncio.get_running_loop().call_later(self._seconds, ring)
+        try:
+            async with aclosing(self.inner.stream(query)) as events:
+                while not is_late:
+                    task = reader = asyncio.current_task()
+                    cancellations = task.cancelling() if task else 0
+                    try:
                         event = await anext(events, None)
-                except TimeoutError as exc:
-                    if not limit.expired():
+                    except asyncio.CancelledError as exc:
+                        if is_late and task and task.uncancel() <= cancellations:
+                            raise self._late() from exc
                         raise
-                    raise self._late() from exc
-                if event is None:
-                    return
-                yield event
+                    finally:
+                        reader = None
+                    if event is None:
+                        return
+                    if isinstance(event, StreamEnd):
+                        timer.cancel()  # it is all there, however long the reader takes to look for more
+                    yield event
+            raise self._late()
+        finally:
+            timer.cancel()
 
     def _late(self) -> UpstreamTimeout:
         name = self.card.name

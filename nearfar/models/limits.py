@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, nullcontext
 
 from nearfar.errors import ConfigError, UpstreamRateLimited
 from nearfar.types import Answer, ChatModel, Query, StreamEvent
@@ -43,7 +43,7 @@ class Limited(Wrapper):
         for option, value in (("concurrency", concurrency), ("requests_per_minute", requests_per_minute)):
             if value is not None and value < 1:
                 raise ConfigError(f"{option} of {inner.card.name!r} must be at least 1, not {value!r}.")
-        self._slots = asyncio.Semaphore(concurrency) if concurrency else None
+        self._slots = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
         # The beginnings of the last calls, oldest first: an exact sliding window, where a token bucket of the same
         # rate lets twice as many into its first minute.
         self._begun: deque[float] | None = deque(maxlen=requests_per_minute) if requests_per_minute else None
@@ -57,7 +57,8 @@ class Limited(Wrapper):
         Raises:
             UpstreamRateLimited: the query's deadline would pass before the model may have it; nothing was sent.
         """
-        async with self._place(query):
+        async with self._slots:
+            await self._begin(query)
             return await self.inner.complete(query)
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
@@ -66,21 +67,17 @@ class Limited(Wrapper):
         Raises:
             UpstreamRateLimited: the query's deadline would pass before the model may have it; nothing was sent.
         """
-        async with self._place(query), aclosing(self.inner.stream(query)) as events:
-            async for event in events:
-                yield event
+        async with self._slots:
+            await self._begin(query)
+            async with aclosing(self.inner.stream(query)) as events:
+                async for event in events:
+                    yield event
 
-    @asynccontextmanager
-    async def _place(self, query: Query) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            if self._slots is not None:
-                await stack.enter_async_context(self._slots)
-            if self._begun is not None:
-                await self._begin(self._begun, query)
-            yield
-
-    async def _begin(self, begun: deque[float], query: Query) -> None:
+    async def _begin(self, query: Query) -> None:
         """Waits until one more call may begin, and notes that it has."""
+        begun = self._begun
+        if begun is None:
+            return
         async with self._turn:
             while len(begun) == begun.maxlen and (wait_s := begun[0] + _MINUTE_S - self._clock()) > 0:
                 if query.deadline_s is not None and wait_s >= query.deadline_s:

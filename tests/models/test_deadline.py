@@ -1,6 +1,7 @@
 """A call ends in time, whatever the model does."""
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 from contracts.chat_model import ChatModelContract, collect
@@ -67,6 +68,45 @@ async def test_a_slow_reader_is_not_interrupted():
     await asyncio.sleep(0.05)
     with pytest.raises(UpstreamTimeout):
         await anext(stream)
+
+
+async def test_a_whole_answer_is_in_time_however_slowly_it_is_read():
+    """After the last event there is nothing left to be late."""
+    seen = []
+    async with aclosing(Deadline(ScriptedModel(["word"]), 0.05).stream(Query("x"))) as stream:
+        async for event in stream:
+            seen.append(event)
+            if isinstance(event, StreamEnd):
+                await asyncio.sleep(0.1)
+
+    assert len(seen) == 2
+
+
+async def test_a_cancelled_reader_is_cancelled_and_not_late():
+    """Also where its time is up in the same moment."""
+    loop = asyncio.get_running_loop()
+    for _ in range(20):
+        reader = asyncio.create_task(collect(Deadline(Stuck(["x"]), 0.005).stream(Query("x"))))
+        loop.call_later(0.005, reader.cancel)
+        await asyncio.wait([reader])
+        assert reader.cancelled() or isinstance(reader.exception(), UpstreamTimeout)
+    reader = asyncio.create_task(collect(Deadline(Stuck(["x"]), 3600).stream(Query("x"))))
+    await asyncio.sleep(0.01)
+
+    reader.cancel()
+    await asyncio.wait([reader])
+
+    assert reader.cancelled()
+
+
+async def test_a_reader_that_was_late_once_can_go_on():
+    """Its task is not left half cancelled."""
+    with pytest.raises(UpstreamTimeout):
+        await collect(Deadline(Stuck(["x"]), 0.01).stream(Query("x")))
+
+    assert asyncio.current_task().cancelling() == 0
+    async with asyncio.timeout(60):
+        await asyncio.sleep(0)
 
 
 async def test_the_callers_own_timeout_stays_a_timeout():
