@@ -207,7 +207,7 @@ def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     open_ends = {"additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"}
     unions = {"allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas"}
     properties = schema.get("properties")
-    if not properties or (open_ends | unions) & schema.keys() or set(schema.get("required", ())) - set(properties):
+    if properties is None or (open_ends | unions) & schema.keys() or set(schema.get("required", ())) - set(properties):
         return schema
     return {**schema, "additionalProperties": False}
 
@@ -252,6 +252,7 @@ class CallReader:
         self._names = {tool.name for tool in tools}
         self._held = ""
         self._is_inside = False
+        self._is_after_call = False
         self.calls: list[ToolCall] = []
 
     @property
@@ -271,6 +272,9 @@ class CallReader:
                     break
                 calls.append(call)
             else:
+                if self._is_after_call:  # blanks between calls are the grammar's, not the model's text
+                    self._held = self._held.lstrip()
+                    self._is_after_call = not self._held
                 before, marker, after = self._held.partition(OPEN)
                 if not marker:
                     keep = _overlap(self._held, OPEN)
@@ -281,9 +285,7 @@ class CallReader:
                 self._held = after
                 self._is_inside = True
         self.calls += calls
-        written = "".join(out)
-        # Only line breaks stand between calls and after them, by the grammar.
-        return ("" if self.calls and not written.strip() else written), calls
+        return "".join(out), calls
 
     def finish(self) -> str:
         """The text that was held back, once the model has ended."""
@@ -297,6 +299,7 @@ class CallReader:
             if call is not None:
                 self._held = self._held[at + len(CLOSE) :]
                 self._is_inside = False
+                self._is_after_call = True
                 return call
             at = self._held.find(CLOSE, at + 1)
         return None
