@@ -26,8 +26,11 @@ _KEEP_ALIVE_S: Final = 10.0
 #: How long to wait for the end of a body whose last event has come, so that the connection can be used again.
 _DRAIN_S: Final = 0.1
 
-#: aiohttp warns of bodies from here on that are not files.
+#: Bodies from here on go out piece by piece; aiohttp warns of those that do not.
 _LARGE_BODY_BYTES: Final = 1024 * 1024
+
+#: The slowest that such a body may go out; aiohttp counts no silence before the whole request is sent.
+_SLOWEST_BYTES_PER_S: Final = 256 * 1024
 
 #: Everything that aiohttp raises for what a server or a network did.
 _FAILURES: Final = (aiohttp.ClientError, OSError)
@@ -77,6 +80,7 @@ class HttpClient:
             **headers,
         }
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)
+        self._patience_s = connect_timeout_s + read_timeout_s
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     def endpoint(self, path: str) -> URL:
@@ -102,8 +106,13 @@ class HttpClient:
                 headers=self._headers,
                 timeout=self._timeout,
                 trust_env=False,
+                response_class=_Response,
             )
         return session
+
+    def upload_timeout_s(self, num_bytes: int) -> float | None:
+        """How long a request with so large a body may take until its answer begins; None: aiohttp sees to it."""
+        return None if num_bytes <= _LARGE_BODY_BYTES else self._patience_s + num_bytes / _SLOWEST_BYTES_PER_S
 
     async def aclose(self) -> None:
         """Closes every connection. Twice is fine; a later request opens new ones."""
@@ -134,10 +143,11 @@ class Exchange:
 
     async def __aenter__(self) -> Self:
         session = await self._client.session()
-        body = self._body
-        data = io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY_BYTES else body
+        body = self._body or b""
+        data = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body or None
         try:
-            self._response = await session.request(self._method, self._url, data=data, allow_redirects=False)
+            async with asyncio.timeout(self._client.upload_timeout_s(len(body))):
+                self._response = await session.request(self._method, self._url, data=data, allow_redirects=False)
         except _FAILURES as exc:
             raise self._client.errors.broken(exc, was_answering=False) from _cause(exc)
         if self._response.status != 200:
@@ -210,6 +220,16 @@ class Exchange:
         except _FAILURES:
             return body
         return body
+
+
+class _Response(aiohttp.ClientResponse):
+    """Closes its connection at once, and not when the server has read the rest of the request."""
+
+    def close(self) -> None:
+        connection = self.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
+        super().close()
 
 
 def _cause(exc: Exception) -> Exception | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -171,6 +172,37 @@ async def test_a_caller_that_gives_up_takes_the_connection_along(
         await asyncio.wait([call])
 
     assert call.cancelled()
+
+
+async def test_a_server_that_never_reads_holds_nobody() -> None:
+    """A prompt that the kernel cannot buffer ends with its caller, and the socket is not left to be flushed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts in the kernel alone
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        model = OpenAIWireModel(name="mute", url=url, model="m", placement="near", read_timeout_s=GUARD_S)
+        sockets, tasks = num_sockets(), asyncio.all_tasks()
+        for door in ("json", "stream"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await told(model, Query("word " * 4_000_000), door)
+
+        await until(lambda: num_sockets() <= sockets)
+        await until(lambda: asyncio.all_tasks() <= tasks)
+        await model.aclose()
+
+
+@pytest.mark.soak
+async def test_a_large_request_that_nobody_takes_ends_by_itself() -> None:
+    """The slowest upload that is allowed ends it, for aiohttp counts no silence before the whole request is sent."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        model = OpenAIWireModel(name="mute", url=url, model="m", placement="near", read_timeout_s=0.1)
+        async with asyncio.timeout(GUARD_S):
+            with pytest.raises(UpstreamTimeout, match="fell silent before its answer"):
+                await model.complete(Query("x" * 3_000_000))
+        await model.aclose()
 
 
 # --- a cascade -------------------------------------------------------------------------------------------------------
