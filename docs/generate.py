@@ -1,0 +1,164 @@
+"""Writes the documents that are made from something else: the command reference and the README's measured table.
+
+    python docs/generate.py            write them
+    python docs/generate.py --check    fail if one is not what it would be
+
+A number in the README stands in a committed result of `benchmarks/`, and this script copies it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, ParameterInfo
+
+from nearfar.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+BEGIN, END = "<!-- measured: written by docs/generate.py -->", "<!-- end of measured -->"
+
+
+def main() -> int:
+    """Writes or checks; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    is_check = parser.parse_args().check
+    stale = []
+    for path, text in documents():
+        if path.exists() and path.read_text() == text:
+            continue
+        stale.append(str(path.relative_to(ROOT)))
+        if not is_check:
+            path.write_text(text)
+    if is_check and stale:
+        print(f"Out of date: {', '.join(stale)}. Run: make docs", file=sys.stderr)
+        return 1
+    return 0
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    """Each generated document with its text."""
+    yield ROOT / "docs" / "cli.md", cli_reference()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    if BEGIN in text:
+        before, rest = text.split(BEGIN, 1)
+        after = rest.split(END, 1)[1]
+        yield readme, f"{before}{BEGIN}\n{measured()}\n{END}{after}"
+    index = ROOT / "docs" / "index.md"
+    yield (
+        index,
+        readme.read_text()
+        .replace("](docs/", "](")
+        .replace("](benchmarks/", "](https://github.com/nearfar/nearfar/blob/main/benchmarks/"),
+    )
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def cli_reference() -> str:
+    """Every command's usage, arguments and options as Markdown, from the functions' own annotations."""
+    parts = [
+        "# Commands",
+        "<!-- Written by docs/generate.py. -->",
+        "Results go to stdout and progress to stderr; `--json` gives one object for programs.",
+        "Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.",
+    ]
+    parts += [_section(callback, path) for path, callback in _commands(app, "nearfar")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands(group: typer.Typer, path: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for command in group.registered_commands:
+        if command.callback is not None:
+            yield f"{path} {command.name or command.callback.__name__}", command.callback
+    for child in group.registered_groups:
+        if child.typer_instance is not None:
+            name = f"{path} {child.name}"
+            root = child.typer_instance.registered_callback
+            if root is not None and root.callback is not None and root.invoke_without_command is True:
+                yield name, root.callback
+            yield from _commands(child.typer_instance, name)
+
+
+def _section(callback: Callable[..., Any], path: str) -> str:
+    parameters = inspect.signature(callback).parameters
+    hints = get_type_hints(callback, include_extras=True)
+    usage, rows = ["$", path, "[OPTIONS]"], []
+    for name, parameter in parameters.items():
+        annotation = hints[name]
+        found = [extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, ParameterInfo)]
+        if not found or found[0].hidden:
+            continue
+        info = found[0]
+        if isinstance(info, ArgumentInfo):
+            shown = info.metavar or name.upper()
+            usage.append(shown if parameter.default is inspect.Parameter.empty else f"[{shown}]")
+        else:
+            # In an annotation the first declared name stands where a default would.
+            named = (info.default, *(info.param_decls or ()))
+            declared = [part for part in named if isinstance(part, str) and part.startswith("-")]
+            shown = ", ".join(declared or [f"--{name.replace('_', '-')}"])
+        rows.append(f"| `{shown}` | {_description(info, annotation, parameter.default)} |")
+    help_text = " ".join((inspect.getdoc(callback) or "").split())
+    lines = [f"## `{path}`", "", help_text, "", "```console", " ".join(usage), "```"]
+    return "\n".join([*lines, "", "| | |", "|---|---|", *rows] if rows else lines)
+
+
+def _description(info: ParameterInfo, annotation: Any, default: Any) -> str:
+    text = " ".join((info.help or "").split())
+    kind = get_args(annotation)[0]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        text += " One of " + ", ".join(f"`{choice.value}`" for choice in kind) + "."
+    if default not in (None, False, inspect.Parameter.empty, ""):
+        text += f" Default: `{default.value if isinstance(default, Enum) else default}`."
+    return text.strip().replace("|", "\\|")
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def measured() -> str:
+    """The README's table, from the committed results."""
+    lines = ["| what | measured | conditions |", "|---|---|---|"]
+    for name, rows in (
+        ("main.json", _main_rows),
+        ("gateway.json", _gateway_rows),
+        ("startup.json", _startup_rows),
+        ("batch.json", _batch_rows),
+    ):
+        path = RESULTS / name
+        if path.exists():
+            lines += [f"| {' | '.join(row)} |" for row in rows(json.loads(path.read_text()))]
+    return "\n".join(lines)
+
+
+def _main_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    return iter(())
+
+
+def _gateway_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    return iter(())
+
+
+def _startup_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    return iter(())
+
+
+def _batch_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    return iter(())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
