@@ -22,9 +22,10 @@ from nearfar.models.circuit_breaker import CircuitBroken
 from nearfar.models.deadline import Deadline
 from nearfar.models.limits import Limited
 from nearfar.models.retry import Retried
+from nearfar.models.wrapper import Wrapper
 from nearfar.store import Store
 from nearfar.testing import ScriptedModel
-from nearfar.types import Answer, ModelCard, Price, Query, Usage
+from nearfar.types import Answer, ModelCard, Price, Query, TextDelta, Usage
 
 CARD = ModelCard(
     "far",
@@ -59,6 +60,40 @@ class TestAllWrappersTogetherKeepTheContract(ChatModelContract):
         model, _ = wrapped(ScriptedModel([obedient], card=CARD, delay_s=0.005), store, limit_usd=1e6)
         yield model
         await model.aclose()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner, _: Wrapper(inner),
+        lambda inner, _: Deadline(inner, 60),
+        lambda inner, _: Retried(inner),
+        lambda inner, _: CircuitBroken(inner),
+        lambda inner, _: Limited(inner, 1, 1000),
+        lambda inner, store: Cached(inner, store),
+        lambda inner, store: Budgeted(inner, Budget(store, name="b", limit_usd=10)),
+    ],
+    ids=["Wrapper", "Deadline", "Retried", "CircuitBroken", "Limited", "Cached", "Budgeted"],
+)
+async def test_closing_a_stream_closes_the_inner_one_at_once(wrap, store):
+    """Not when the garbage collector comes by: an upstream call is hanging on it."""
+    was_closed = False
+
+    class Open(ScriptedModel):
+        async def stream(self, query):
+            nonlocal was_closed
+            try:
+                yield TextDelta("a")
+                yield TextDelta("b")
+            finally:
+                was_closed = True
+
+    stream = wrap(Open(["x"], card=CARD), store).stream(Query("x"))
+    await anext(stream)
+
+    await stream.aclose()
+
+    assert was_closed
 
 
 async def test_a_thousand_calls_with_faults_are_all_answered_or_refused_and_never_overspent(store):
