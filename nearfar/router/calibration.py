@@ -152,7 +152,8 @@ def calibrate(
         examples: labelled answers of the tier's model.
         tier: name of the tier in the cascade.
         model: name of its model.
-        signals: the ones to read; None: the default ones that every answer has.
+        signals: the ones to read; None: the default ones that every answer has and that say different things, or
+            the first of them where there are too few right or wrong answers for all.
         min_accuracy: what the accepted answers must reach on the data, in [0, 1].
 
     Raises:
@@ -163,7 +164,7 @@ def calibrate(
         raise ConfigError("Give either min_accuracy or fitter, not both.")
     rows = [example.signals for example in examples]
     outcomes = [example.correct for example in examples]
-    names = _chosen(rows, method, signals)
+    names = _chosen(rows, outcomes, method, signals)
     _check(rows, outcomes, names)
     fitter, rule = _threshold_rule(examples, fitter, min_accuracy)
 
@@ -241,8 +242,10 @@ def _fit_isotonic(rows: Sequence[Signals], outcomes: Sequence[float], name: str)
     return IsotonicScorer(name, tuple(xs), tuple(rounded_ys))
 
 
-def _chosen(rows: Sequence[Signals], method: Method, signals: Sequence[str] | None) -> tuple[str, ...]:
-    """The signals to read."""
+def _chosen(
+    rows: Sequence[Signals], outcomes: Sequence[float], method: Method, signals: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The signals to read: those asked for, or as many default ones as the outcomes carry."""
     if signals is not None:
         names = tuple(signals)
         if not names or len(set(names)) != len(names):
@@ -252,12 +255,15 @@ def _chosen(rows: Sequence[Signals], method: Method, signals: Sequence[str] | No
         return names
     if method == "isotonic":
         return (DEFAULT_SIGNAL,)
-    varied = tuple(
-        name
-        for name in DEFAULT_SIGNALS
-        if all(name in row for row in rows) and any(row[name] != rows[0][name] for row in rows)
-    )
-    return varied or DEFAULT_SIGNALS
+    names = []
+    seen = set()
+    for name in DEFAULT_SIGNALS:
+        column = tuple(row.get(name) for row in rows)
+        if None not in column and len(set(column)) > 1 and column not in seen:
+            seen.add(column)  # in answers of one token, say, the mean is also the quantile
+            names.append(name)
+    carried = min(sum(outcomes), len(outcomes) - sum(outcomes)) // MIN_PER_SIGNAL
+    return tuple(names or DEFAULT_SIGNALS)[: max(1, int(carried))]
 
 
 def _threshold_rule(

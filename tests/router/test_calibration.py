@@ -390,6 +390,20 @@ def test_answers_without_any_default_signal_are_refused_by_name():
         calibrate(examples, tier="near", model="m")
 
 
+def test_few_right_answers_carry_few_of_the_default_signals():
+    """With twelve right answers two signals are read instead of a refusal; a copy of a signal is no second one."""
+    draw = random.Random(3)
+    examples = []
+    for i in range(200):
+        mean = -draw.random()
+        signals = {"mean_logprob": mean, "logprob_q10": mean, "min_margin": draw.random(), "num_tokens": float(i)}
+        examples.append(LabelledAnswer(signals, float(i % 16 == 0 and i < 192)))
+
+    _, report = calibrate(examples, tier="near", model="m")
+
+    assert report.signals == ("mean_logprob", "min_margin")
+
+
 def test_no_answers_at_all_are_too_few():
     """An empty sequence is no special case."""
     with pytest.raises(DataError, match="0 labelled answers are too few"):
