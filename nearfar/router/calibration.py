@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate
+from math import sqrt
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -255,15 +256,13 @@ def _chosen(
         return names
     if method == "isotonic":
         return (DEFAULT_SIGNAL,)
-    names = []
-    seen = set()
+    told: dict[tuple[float | None, ...], str] = {}
     for name in DEFAULT_SIGNALS:
         column = tuple(row.get(name) for row in rows)
-        if None not in column and len(set(column)) > 1 and column not in seen:
-            seen.add(column)  # in answers of one token, say, the mean is also the quantile
-            names.append(name)
+        if None not in column and len(set(column)) > 1:
+            told.setdefault(column, name)  # in answers of one token, say, the mean is also the quantile
     carried = min(sum(outcomes), len(outcomes) - sum(outcomes)) // MIN_PER_SIGNAL
-    return tuple(names or DEFAULT_SIGNALS)[: max(1, int(carried))]
+    return (tuple(told.values()) or DEFAULT_SIGNALS)[: max(1, int(carried))]
 
 
 def _threshold_rule(
@@ -370,7 +369,7 @@ def _deviation(column: Sequence[float], mean: float) -> float:
     """Standard deviation; 1 where all are equal, as they may be in a fold."""
     if min(column) == max(column):
         return 1.0
-    return _mean([(value - mean) ** 2 for value in column]) ** 0.5
+    return sqrt(_mean([(value - mean) ** 2 for value in column]))
 
 
 def _sklearn(module: Literal["linear_model", "isotonic"]) -> Any:
