@@ -82,7 +82,7 @@ class LlamaCppSettings(_ModelSettings):
     max_output_tokens: PositiveInt = 512
     parallel: PositiveInt = 2
     threads: PositiveInt | None = None
-    loras: dict[str, Path] = Field(default_factory=dict)
+    loras: dict[str, Path] = Field(default_factory=dict)  # adapters by name; each is a model NAME+ADAPTER besides
 
 
 class OpenAISettings(_ModelSettings):
@@ -537,11 +537,12 @@ class _Loader:
             values["policies"] = [self._resolve(str(path)) for path in values["policies"]]
         cascade = self._validate(CascadeSettings, values, where)
         seen: set[str] = set()
+        known = model_names(models)
         for tier in cascade.tiers:
-            if tier.model not in models:
+            if tier.model not in known:
                 raise self._error(
-                    f"{where} names the model {tier.model!r}, which is not there{_did_you_mean(tier.model, models)}; "
-                    f"the models are {_listed(models)}",
+                    f"{where} names the model {tier.model!r}, which is not there{_did_you_mean(tier.model, known)}; "
+                    f"the models are {_listed(known)}",
                     tier.model,
                 )
             name = tier.name or tier.model
@@ -594,7 +595,7 @@ class _Loader:
                 raise self._unknown(key, cls.model_fields, what="key", where=where)
 
     def _check_name(self, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.:/@+-]*", name):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.:/@-]*", name):
             raise self._error(f"{name!r} is no name for a model or cascade; use letters, digits and . _ - : /", name)
 
     def _unknown(self, name: str, valid: Iterable[str], *, what: str, where: str = "") -> ConfigError:
@@ -660,6 +661,17 @@ def _near_first(models: Mapping[str, ModelSettings]) -> list[str]:
     return sorted(models, key=lambda name: placement(models[name]) == "far")  # stable: the file's order otherwise
 
 
+def model_names(models: Mapping[str, ModelSettings]) -> list[str]:
+    """What a cascade or a query may name: every model, and every LoRA adapter of one as MODEL+ADAPTER."""
+    adapters = (
+        f"{name}+{lora}"
+        for name, model in models.items()
+        if isinstance(model, LlamaCppSettings)
+        for lora in model.loras
+    )
+    return [*models, *adapters]
+
+
 def placement(model: ModelSettings) -> Placement:
     """Where the model runs."""
     return "near" if isinstance(model, LlamaCppSettings) else model.placement
@@ -682,6 +694,13 @@ def _line_of(key: str, text: str) -> int | None:
     return lines[0] if len(lines) == 1 else None
 
 
+def _compact(value: Any) -> Any:
+    """The value without what its tables leave unset."""
+    if isinstance(value, dict):
+        return {key: _compact(inner) for key, inner in value.items() if inner is not None and inner is not False}
+    return [_compact(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _describe(settings: Settings) -> Iterator[Setting]:
     groups: dict[str, BaseModel] = {f"models.{name}": model for name, model in settings.models.items()}
     groups |= {f"cascades.{name}": cascade for name, cascade in settings.cascades.items()}
@@ -690,7 +709,7 @@ def _describe(settings: Settings) -> Iterator[Setting]:
         values = section.model_dump(mode="json")
         for key, value in values.items():
             name = f"{where}.{key}"
-            yield Setting(name, value, settings.origins.get(name, "default"))
+            yield Setting(name, _compact(value), settings.origins.get(name, "default"))
         model = where.removeprefix("models.")
         if model in settings.model_keys:
             yield Setting(f"{where}.api_key", "**********", settings.origins[f"{where}.api_key"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
@@ -48,6 +48,7 @@ class Wired:
     store: Store
     log: SqliteDecisionLog
     models: Mapping[str, ChatModel]
+    cascades: Mapping[str, Cascade]
     router: Router
     budget: Budget | None  # None: no limit was set
 
@@ -70,10 +71,12 @@ def build(settings: Settings) -> Wired:
         limit = settings.budget.limit_usd
         budget = None if limit is None else Budget(store, name="all", limit_usd=limit, period=settings.budget.period)
         models = {
-            name: _wrapped(build_model(settings, name), model, store, budget) for name, model in settings.models.items()
+            built.card.name: _wrapped(built, model, store, budget)
+            for name, model in settings.models.items()
+            for built in _with_adapters(build_model(settings, name), model)
         }
         cascades = {name: _cascade(name, cascade, models) for name, cascade in settings.cascades.items()}
-        return Wired(settings, store, log, models, Router(cascades, models, log=log), budget)
+        return Wired(settings, store, log, models, cascades, Router(cascades, models, log=log), budget)
     except BaseException:
         store.close()
         raise
@@ -180,6 +183,17 @@ def _replay(name: str, model: ReplaySettings) -> ChatModel:
         price=_price(model, entry),
         context_window=model.context_window or (entry.context_window if entry else None),
     )
+
+
+def _with_adapters(built: ChatModel, model: ModelSettings) -> Iterator[ChatModel]:
+    """The model, and each of its LoRA adapters on the same weights in the same memory."""
+    yield built
+    if isinstance(model, LlamaCppSettings) and model.loras:
+        from nearfar.models.llama_cpp import LlamaCppModel
+
+        assert isinstance(built, LlamaCppModel)
+        for lora in model.loras:
+            yield built.with_lora(lora)
 
 
 def weights_path(settings: Settings, model: LlamaCppSettings) -> Path:

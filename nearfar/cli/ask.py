@@ -85,7 +85,7 @@ async def stream_answer(router: Router, query: Query) -> Answer:
 
 
 def _conclude(answer: Answer, *, explain: bool) -> int:
-    from .views import footer, print_decision, refusal
+    from .views import footer, print_decision, refusal, short_id
 
     decision = answer.decision
     if decision is not None and decision.status == "refused":
@@ -97,7 +97,7 @@ def _conclude(answer: Answer, *, explain: bool) -> int:
         write("\n")
         print_decision(decision)
     else:
-        remark(f"{footer(answer)} · nearfar explain {answer.decision_id}")
+        remark(f"{footer(answer)} · nearfar explain {short_id(answer.decision_id)}")
     return DONE
 
 

@@ -76,21 +76,25 @@ def waiting(text: str) -> Iterator[None]:
         yield
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), wrap: Sequence[str] = ()
+) -> None:
     """Rows under a heading, on stdout.
 
     Args:
         columns: the headings.
         rows: the cells, with rich markup escaped by the caller where they hold foreign text.
         right: the columns whose cells are numbers.
+        wrap: the columns that take several lines where the terminal is narrow.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
+    box = SIMPLE_HEAD if sys.stdout.isatty() else None
+    grid = Table(box=box, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
     for column in columns:
         justify: Any = "right" if column in right else "left"
-        grid.add_column(column, justify=justify, overflow="ellipsis", no_wrap=column != columns[-1])
+        grid.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wrap)
     for row in rows:
         grid.add_row(*row)
     stdout().print(grid)
@@ -114,8 +118,8 @@ def usd(amount: float | None, *, is_estimated: bool = False) -> str:
         return "cost unknown"
     if amount == 0:
         return "$0"
-    digits = 2 if amount >= 1 else 4 if amount >= 0.01 else 6
-    return f"{'~' if is_estimated else ''}${amount:.{digits}f}"
+    whole, _, digits = (f"{amount:.2f}" if amount >= 1 else f"{amount:.6f}").partition(".")
+    return f"{'~' if is_estimated else ''}${whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 
 def seconds(amount: float) -> str:

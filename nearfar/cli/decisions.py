@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import typer
 from nearfar.errors import DataError, RequestError
 
 from . import options as opt
-from .console import complain, escape, remark, seconds, stdout, table, usd, write, write_json
+from .console import complain, escape, remark, seconds, stdout, table, usd, write_json
 from .run import DONE, FAILED
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def route(
             bound = bounds[candidate.tier]
             cost = "unknown" if bound is None else f"≤ {usd(bound)}" if bound else "$0"
             rows.append([str(number), escape(candidate.tier), candidate.placement, cost, says])
-        table(["", "tier", "where", "cost", "verdict"], rows, right=["cost"])
+        table(["", "tier", "where", "cost", "verdict"], rows, right=["cost"], wrap=["verdict"])
         return DONE
 
     return asyncio.run(main())
@@ -149,6 +150,7 @@ def decisions(
                 remark("No decisions match." if wanted != _Filter() else 'No decisions yet. Make one: nearfar ask "…"')
             _show(found, as_json=as_json, has_heading=True)
             while tail:
+                sys.stdout.flush()
                 async for sequence, decision in log.iterate(after=after):
                     after = sequence
                     if wanted.takes(decision):
@@ -226,7 +228,7 @@ _STYLES = {"answered": "green", "failed": "red", "cancelled": "dim"}
 
 
 def _show(found: list[Decision], *, as_json: bool, has_heading: bool) -> None:
-    from .views import decision_json, one_line, prompt_of, score_label
+    from .views import decision_json, one_line, prompt_of, score_label, short_id
 
     if as_json:
         for decision in found:
@@ -241,13 +243,13 @@ def _show(found: list[Decision], *, as_json: bool, has_heading: bool) -> None:
         rows.append(
             [
                 f"[dim]{when}[/]",
-                decision.id,
+                short_id(decision.id),
                 f"[{style}]{decision.status}[/]",
                 escape(decision.tier or "—"),
                 score_label(decision).removeprefix("score ").replace(" uncalibrated", "*") or "—",
                 usd(decision.cost_usd, is_estimated=decision.is_cost_estimated).replace("cost unknown", "?"),
                 seconds(decision.latency_s.get("total", 0.0)),
-                escape(one_line(prompt_of(decision), 48)),
+                escape(one_line(prompt_of(decision), max(20, stdout().width - 84))),
             ]
         )
     if has_heading:
@@ -257,7 +259,6 @@ def _show(found: list[Decision], *, as_json: bool, has_heading: bool) -> None:
         return
     for row in rows:
         stdout().print("  ".join(row), soft_wrap=True)
-    write("")
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

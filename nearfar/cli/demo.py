@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from nearfar.types import Decision
     from nearfar.wiring import Wired
 
-_SYSTEM = "Answer in one or two short sentences."
+#: Of each kind some: what a small model knows, what it half knows, and what it makes up.
 _QUESTIONS = (
-    "What is the capital of France?",
+    "What is the capital of Japan?",
+    "List the first five prime numbers.",
     "Why do leaves turn red in autumn?",
-    "Write a haiku about a small computer.",
     "What is 17 times 23?",
     "Who won the 1937 chess tournament in Kemeri?",
 )
-_MAX_TOKENS = 56
+_MAX_TOKENS = 48
 
 
 def demo(config: opt.ConfigOption = None) -> int:
@@ -96,7 +96,7 @@ class _Demo:
 
     async def _ask(self, question: str) -> bool:
         stdout().print(f"[bold]› {question}[/]")
-        query = opt.QueryOptions(system=_SYSTEM, max_tokens=_MAX_TOKENS, temperature=0.0).query(question)
+        query = opt.QueryOptions(max_tokens=_MAX_TOKENS, temperature=0.0).query(question)
         try:
             answer = await stream_answer(self._wired.router, query)
         except NearfarError as exc:
@@ -158,6 +158,8 @@ def _is_unsure(decision: Decision) -> bool:
 def _command() -> str:
     """How this nearfar is called from the shell that runs it."""
     called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{Path(sys.executable).name} -m nearfar.cli"
     found = shutil.which("nearfar")
     if found is not None and Path(found).resolve() == called.resolve():
         return "nearfar"

@@ -6,13 +6,16 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as opt
 from .console import escape, remark, stderr, stdout, table, write, write_json
 from .run import DONE
+
+if TYPE_CHECKING:
+    from nearfar.config import Settings
 
 app = typer.Typer(help="List the models; `models get` fetches weights.", invoke_without_command=True)
 
@@ -35,7 +38,7 @@ def list_models(as_json: opt.JsonOption = False, config: opt.ConfigOption = None
             import msgspec
 
             rows = [
-                {**msgspec.to_builtins(card), "kind": settings.models[name].kind, "unavailable": unavailable.get(name)}
+                {**msgspec.to_builtins(card), "kind": _kind(settings, name), "unavailable": unavailable.get(name)}
                 for name, card in cards.items()
             ]
             cascades = {name: [tier.model for tier in cascade.tiers] for name, cascade in settings.cascades.items()}
@@ -49,7 +52,7 @@ def list_models(as_json: opt.JsonOption = False, config: opt.ConfigOption = None
                 price = f"{pair[0]:g} / {pair[1]:g}" if any(pair) else "free"
             state = f"[yellow]{escape(unavailable[name])}[/]" if name in unavailable else "[green]ready[/]"
             window = f"{card.context_window:,}" if card.context_window else "unknown"
-            shown.append([escape(name), settings.models[name].kind, card.placement, window, price, state])
+            shown.append([escape(name), _kind(settings, name), card.placement, window, price, state])
         table(
             ["model", "kind", "where", "context", "$ per M tokens", "state"], shown, right=["context", "$ per M tokens"]
         )
@@ -87,12 +90,23 @@ def get(
     return DONE
 
 
+def _kind(settings: Settings, name: str) -> str:
+    return settings.models[name.partition("+")[0]].kind
+
+
 @contextmanager
-def download_bar(name: str) -> Iterator[Callable[[int, int | None], None] | None]:
+def download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on stderr for a download; a line where nobody looks."""
     if not sys.stderr.isatty():
-        remark(f"fetching {name} …")
-        yield None
+        has_begun = False
+
+        def begin(_done: int, total: int | None) -> None:
+            nonlocal has_begun
+            if not has_begun:
+                remark(f"fetching {name}{f' ({total / 1e6:.0f} MB)' if total else ''} …")
+            has_begun = True
+
+        yield begin
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

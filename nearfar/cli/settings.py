@@ -21,7 +21,11 @@ _SERVERS = {"ollama": 11434, "vllm": 8000, "llamacpp": 8080, "lmstudio": 1234}
 _PROBE_TIMEOUT_S = 1.0
 
 
-def show_config(as_json: opt.JsonOption = False, config: opt.ConfigOption = None) -> int:
+def show_config(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Those that nobody has set, too.")] = False,
+    as_json: opt.JsonOption = False,
+    config: opt.ConfigOption = None,
+) -> int:
     """Show every setting and where it came from."""
     from nearfar.config import Settings
 
@@ -41,9 +45,11 @@ def show_config(as_json: opt.JsonOption = False, config: opt.ConfigOption = None
     rows = []
     for each in values:
         style = "dim" if each.source == "default" else "bold" if each.source.startswith("$") else "default"
+        if not everything and each.source == "default" and each.value in (None, [], {}):
+            continue
         value = "—" if each.value is None else pretty(each.value)
         rows.append([f"[{style}]{escape(each.key)}[/]", escape(value), f"[dim]{escape(each.source)}[/]"])
-    table(["setting", "value", "from"], rows)
+    table(["setting", "value", "from"], rows, wrap=["value"])
     return DONE
 
 
@@ -137,8 +143,8 @@ def config_text(found: Found) -> str:
         parts.append("\n".join(lines) + "\n" + _FAR_COMMENTS)
     else:
         parts.append(_NO_FAR)
-    tiers = [*near, *(["far"] if found.far else [])]
-    parts.append(_CASCADE.replace("TIERS", ", ".join(_quoted(tier) for tier in tiers)))
+    tiers = ", ".join(_quoted(tier) for tier in [*near, *(["far"] if found.far else [])])
+    parts.append(_CASCADE.replace("TIERS", f"tiers = [{tiers}]".ljust(30)))
     parts.append(_REST)
     return "".join(parts)
 
@@ -197,7 +203,7 @@ _NO_FAR = """\
 
 _CASCADE = """\
 [cascades.auto]                # what is asked where nobody names a model
-tiers = [TIERS]                # in this order, until one is sure enough
+TIERS # in this order, until one is sure enough
 # commit = "prefix"            # stream once the first tokens are sure, not the whole answer
 # policy = "calibrated.policy.json"   # made by `nearfar calibrate`; without it the scores are uncalibrated
 

@@ -171,7 +171,7 @@ def _print_steps(decision: Decision) -> None:
     ]
     if rows:
         numbers = ["score", "threshold", "cost", "time", "tokens"]
-        table(["tier", "where", "verdict", *numbers, "why"], rows, right=numbers)
+        table(["tier", "where", "verdict", *numbers, "why"], rows, right=numbers, wrap=["why"])
         stdout().print()
 
 
@@ -208,6 +208,11 @@ def prompt_of(decision: Decision) -> str:
                 return content
             return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
     return ""
+
+
+def short_id(decision_id: str | None) -> str:
+    """Enough of a decision's id to find it by: its milliseconds and 16 random bits."""
+    return (decision_id or "")[:16]
 
 
 def one_line(text: str, width: int) -> str:
