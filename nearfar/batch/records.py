@@ -239,7 +239,7 @@ def _part(part: dict[str, Any]) -> ContentPart:
 
 
 def _query(record: Record, messages: tuple[Message, ...], template: Query) -> Query:
-    own = {name: getattr(record, name) for name in FIELDS if getattr(record, name) is not None}
+    own = {name: value for name in FIELDS if (value := getattr(record, name)) is not None}
     if isinstance(own.get("stop"), str):
         own["stop"] = (own["stop"],)
     elif "stop" in own:
