@@ -1,7 +1,9 @@
 """The command line, run as a user runs it: what it prints, where, and with which exit code."""
 
 import csv
+import io
 import json
+import logging
 import os
 import pty
 import re
@@ -17,7 +19,7 @@ import pytest
 from support.counting_upstream import CountingUpstream
 from support.weights import smollm2_path
 
-from nearfar.cli.logs import Scrubber
+from nearfar.cli.logs import configure_logs
 
 ROWS = [
     {"query": "capital of France?", "model": "small", "response": "Paris", "correct": 1},
@@ -541,7 +543,6 @@ def test_help_is_light(bare):
     heavy = [
         "pydantic",
         "msgspec",
-        "structlog",
         "aiohttp",
         "xllamacpp",
         "numpy",
@@ -572,22 +573,37 @@ def test_colours_only_at_a_terminal_that_wants_them(shell, variables):
     assert "\x1b" not in shell.run("models").stdout
 
 
-def test_secrets_are_scrubbed_from_logs():
-    """Secrets given by value vanish from every field of a log line, nested ones too, and so do look-alikes."""
-    scrub = Scrubber(["hunter2", "hunter2-longer"])
-    event = {
-        "event": "call hunter2-longer",
-        "headers": {"a": ["Bearer abcdefghijkl"]},
-        "error": ValueError("hunter2"),
-        "n": 1,
-    }
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_secrets_are_scrubbed_from_logs(is_terminal, monkeypatch):
+    """Secrets given by value vanish from every log line, tracebacks included, and so do look-alikes."""
+    written = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        configure_logs(["hunter2", "hunter2-longer"], level=logging.INFO)
+        try:
+            raise ValueError("hunter2")
+        except ValueError:
+            logging.getLogger("nearfar.x").exception("call %s with Bearer abcdefghijkl", "hunter2-longer")
+        logging.getLogger("somebody.else").info("chatter")
+    finally:
+        root.handlers[:], root.level = before
 
-    cleaned = repr(scrub(None, "info", event))
+    text = written.getvalue()
+    assert "ValueError" in text
+    assert "call *** with" in text
+    for secret in ("hunter2", "longer", "abcdefghijkl", "chatter"):
+        assert secret not in text
+    if not is_terminal:
+        assert json.loads(text)["level"] == "error"
 
-    assert "hunter2" not in cleaned
-    assert "longer" not in cleaned
-    assert "abcdefghijkl" not in cleaned
-    assert "'n': 1" in cleaned
+
+class Terminal(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 # --- the real small model --------------------------------------------------------------------------------------------

@@ -4,55 +4,63 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+import time
+from collections.abc import Sequence
+
+import msgspec
 
 HIDDEN = "***"
 
 
 def configure_logs(secrets: Sequence[str], *, level: int = logging.WARNING) -> None:
-    """Sends the logs from `level` up to stderr, lines for people on a terminal and JSON elsewhere."""
-    import structlog
-
-    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            Scrubber(secrets),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    """Sends this process's logs from `level` up to stderr: lines for people on a terminal, JSON elsewhere."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter((_ForPeople if sys.stderr.isatty() else _AsJson)(Scrubber(secrets)))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)  # of other people's libraries, what is wrong
+    for ours in ("nearfar", "uvicorn"):
+        logging.getLogger(ours).setLevel(level)
 
 
 class Scrubber:
-    """A structlog processor that hides the given secrets, and whatever else looks like one."""
+    """Takes the given secrets out of a text, and whatever else looks like one."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._secrets = sorted(secrets, key=len, reverse=True)  # a secret inside another must not leave its rest
 
-    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        return {key: self._clean(value) for key, value in event.items()}
-
-    def _clean(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            return {key: self._clean(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._clean(inner) for inner in value]
-        if isinstance(value, int | float | None):
-            return value
-        return self.text(repr(value))
-
-    def text(self, text: str) -> str:
+    def __call__(self, text: str) -> str:
         """The text without secrets."""
         from nearfar.serving.gateway.keys import scrub
 
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         return scrub(text)
+
+
+class _ForPeople(logging.Formatter):
+    def __init__(self, scrub: Scrubber) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        self._scrub = scrub
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._scrub(super().format(record))
+
+
+class _AsJson(logging.Formatter):
+    converter = time.gmtime
+
+    def __init__(self, scrub: Scrubber) -> None:
+        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
+        self._scrub = scrub
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": f"{self.formatTime(record, self.datefmt)}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": self._scrub(record.getMessage()),
+        }
+        if record.exc_info:
+            line["exception"] = self._scrub(self.formatException(record.exc_info))
+        return msgspec.json.encode(line).decode()
