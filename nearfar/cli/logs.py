@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -48,15 +48,13 @@ class _ForPeople(logging.Formatter):
 
 
 class _AsJson(logging.Formatter):
-    converter = time.gmtime
-
     def __init__(self, scrub: Scrubber) -> None:
-        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
+        super().__init__()
         self._scrub = scrub
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": f"{self.formatTime(record, self.datefmt)}.{record.msecs:03.0f}Z",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": self._scrub(record.getMessage()),
