@@ -1,0 +1,98 @@
+"""Every example and every Python block of the documents runs as it stands, on the embedded model."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.weights import smollm2_path
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SERVED = "openai"  # an example or block that uses this package needs `nearfar serve`
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A user with the default weights and nothing else."""
+    home = tmp_path_factory.mktemp("home")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEARFAR", "OPENAI", "ANTHROPIC"))}
+    return kept | {"HOME": str(home), "XDG_CACHE_HOME": str(smollm2_path().parents[3]), "XDG_DATA_HOME": str(home)}
+
+
+@pytest.fixture(scope="module")
+def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`nearfar serve` on a free port; its base URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "nearfar.cli", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path_factory.mktemp("served"))
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _run(code: Path, environment: dict[str, str], folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(code), *arguments],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(example: Path, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest):
+    """An example prints something and fails nowhere."""
+    arguments = [request.getfixturevalue("server")] if f"import {SERVED}" in _imports(example.read_text()) else []
+
+    assert _run(example, environment, tmp_path, *arguments).strip()
+
+
+def _imports(text: str) -> str:
+    return "\n".join(f"import {line.split()[1]}" for line in text.splitlines() if line.startswith(("import ", "from ")))
+
+
+def _blocks() -> list[tuple[str, str]]:
+    found = []
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        if document.name == "index.md":  # the README again
+            continue
+        for i, block in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)):
+            found.append((f"{document.stem}-{i}", block))
+    return found
+
+
+@pytest.mark.parametrize(("name", "block"), _blocks(), ids=[name for name, _ in _blocks()])
+def test_python_blocks_run(
+    name: str, block: str, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+):
+    """A block in the documents runs as a reader would paste it."""
+    if f"import {SERVED}" in _imports(block):
+        block = block.replace("http://127.0.0.1:8642/v1", request.getfixturevalue("server"))
+    code = tmp_path / f"{name}.py"
+    code.write_text(block)
+
+    _run(code, environment, tmp_path)
