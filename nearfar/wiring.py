@@ -28,6 +28,7 @@ from nearfar.models.circuit_breaker import CircuitBroken
 from nearfar.models.deadline import Deadline
 from nearfar.models.limits import Limited
 from nearfar.models.retry import Retried
+from nearfar.models.wrapper import Wrapper
 from nearfar.router.cascade import Cascade, Tier
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog
 from nearfar.router.policies import Policy
@@ -104,7 +105,7 @@ def build_model(settings: Settings, name: str) -> ChatModel:
     api_key = key.get_secret_value() if key else None
     match model:
         case LlamaCppSettings():
-            return _llama_cpp(settings, name, model)
+            return _llama_cpp(name, model)
         case OpenAISettings():
             return _openai(name, model, api_key)
         case AnthropicSettings():
@@ -115,11 +116,11 @@ def build_model(settings: Settings, name: str) -> ChatModel:
             assert_never(model)
 
 
-def _llama_cpp(settings: Settings, name: str, model: LlamaCppSettings) -> ChatModel:
+def _llama_cpp(name: str, model: LlamaCppSettings) -> ChatModel:
     from nearfar.models.llama_cpp import LlamaCppModel
 
     return LlamaCppModel(
-        weights_path(settings, model),
+        weights_path(model),
         name=name,
         context_window=model.context_window,
         parallel=model.parallel,
@@ -196,7 +197,7 @@ def _with_adapters(built: ChatModel, model: ModelSettings) -> Iterator[ChatModel
             yield built.with_lora(lora)
 
 
-def weights_path(settings: Settings, model: LlamaCppSettings) -> Path:
+def weights_path(model: LlamaCppSettings) -> Path:
     """The model's GGUF file: where it is, or where it would be once it has been fetched."""
     from nearfar.models import weights
 
@@ -222,9 +223,23 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
     )
 
 
+class _Unfetched(Wrapper):
+    """A model whose weights are known by name and not on this machine: it says how to get them."""
+
+    def __init__(self, inner: ChatModel, weights: str) -> None:
+        super().__init__(inner)
+        self._reason = f"its weights are not on this machine; fetch them: nearfar models get {weights}"
+
+    def unavailable(self) -> str | None:
+        """How to get the weights; the model takes them at the next start."""
+        return self._reason
+
+
 def _wrapped(model: ChatModel, settings: ModelSettings, store: Store, budget: Budget | None) -> ChatModel:
     """The model inside the wrappers that its settings ask for, the cache outermost."""
     is_remote = isinstance(settings, OpenAISettings | AnthropicSettings)
+    if isinstance(settings, LlamaCppSettings) and settings.weights and not weights_path(settings).is_file():
+        model = _Unfetched(model, settings.weights)
     if settings.timeout_s is not None:
         model = Deadline(model, settings.timeout_s)
     if settings.concurrency is not None or settings.requests_per_minute is not None:

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 from support.counting_upstream import CountingUpstream
@@ -238,6 +239,19 @@ def test_tracebacks_only_when_asked_for(shell):
     assert "Traceback" not in shell.run("ask", "x", "--model", "no").stderr
 
 
+def test_ctrl_c_is_quiet_and_recorded(bare):
+    """Ctrl-C ends with 130 and no noise, and the record says that it was cancelled."""
+    with CountingUpstream(delay_s=60.0) as upstream:
+        (bare.folder / "nearfar.toml").write_text(chat_config(upstream.url))
+        with running(bare, "ask", "hello", stderr=subprocess.PIPE, text=True) as child:
+            upstream.wait_for(1, child)
+            child.send_signal(signal.SIGINT)
+            _, stderr = child.communicate(timeout=60)
+
+    assert (child.returncode, stderr) == (130, "")
+    assert bare.json("explain", "last")["status"] == "cancelled"
+
+
 # --- decisions -------------------------------------------------------------------------------------------------------
 
 
@@ -314,41 +328,62 @@ def test_chat_keeps_its_history_and_resets(bare):
     assert "answered by near up" in done.stdout
 
 
-def read_until(terminal: int, text: bytes) -> bytes:
-    """What the terminal shows up to `text`."""
-    shown = b""
-    end = time.monotonic() + 60
-    while text not in shown:
-        assert time.monotonic() < end, shown
-        if select.select([terminal], [], [], 0.2)[0]:
-            try:
-                shown += os.read(terminal, 65536)
-            except OSError as exc:  # the child has gone
-                raise AssertionError(shown) from exc
-    return shown
+class Pty:
+    """A command at a terminal of its own."""
+
+    def __init__(self, shell: Shell, *arguments: str, **variables: str) -> None:
+        self._unread = b""
+        self._child, self._terminal = pty.fork()
+        if self._child == 0:
+            os.chdir(shell.folder)
+            os.execve(sys.executable, shell.command(*arguments), {**shell.environment, **variables})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._terminal)  # hangs up, which ends a child that is still there
+
+    def write(self, text: bytes) -> None:
+        """Types."""
+        os.write(self._terminal, text)
+
+    def expect(self, text: str) -> bytes:
+        """What is shown up to `text`, and it."""
+        wanted = text.encode()
+        end = time.monotonic() + 60
+        while wanted not in self._unread:
+            assert time.monotonic() < end, self._unread
+            if select.select([self._terminal], [], [], 0.2)[0]:
+                try:
+                    self._unread += os.read(self._terminal, 65536)
+                except OSError as exc:  # the child has gone
+                    raise AssertionError(self._unread) from exc
+        shown, _, self._unread = self._unread.partition(wanted)
+        return shown + wanted
+
+    def exit_code(self) -> int:
+        """Of the command, once it has ended."""
+        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_chat(bare):
     """At a terminal, Ctrl-C stops the answer that is coming; the conversation goes on without that turn."""
     with CountingUpstream(delay_s=60.0) as upstream:
         (bare.folder / "nearfar.toml").write_text(chat_config(upstream.url))
-        child, terminal = pty.fork()
-        if child == 0:
-            os.chdir(bare.folder)
-            os.execve(sys.executable, bare.command("chat"), {**bare.environment, "TERM": "dumb"})
-        try:
-            read_until(terminal, "› ".encode())
-            os.write(terminal, b"slow\n")
+        with Pty(bare, "chat", TERM="dumb") as terminal:
+            terminal.expect("› ")
+            terminal.write(b"slow\n")
             upstream.wait_for(1, _Forever())
-            os.write(terminal, b"\x03")
-            read_until(terminal, b"stopped")
+            terminal.write(b"\x03")
+            terminal.expect("stopped")
+            terminal.expect("› ")
             upstream.delay_s = 0.0
-            os.write(terminal, b"quick\n")
-            read_until(terminal, b"echo: quick")
-            os.write(terminal, b"\x04")
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        finally:
-            os.close(terminal)
+            terminal.write(b"quick\n")
+            terminal.expect("echo: quick")
+            terminal.expect("› ")
+            terminal.write(b"\x04")
+            code = terminal.exit_code()
 
     assert code == 0
     assert [message["content"] for message in upstream.bodies[-1]["messages"]] == ["quick"]
@@ -560,14 +595,9 @@ def test_help_is_light(bare):
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {}])
 def test_colours_only_at_a_terminal_that_wants_them(shell, variables):
     """Pipes and NO_COLOR get no colours."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(shell.folder)
-        environment = {**shell.environment, "TERM": "xterm-256color", **variables}
-        os.execve(sys.executable, shell.command("models"), environment)
-    shown = read_until(terminal, b"uncalibrated")
-    os.waitpid(child, 0)
-    os.close(terminal)
+    with Pty(shell, "models", TERM="xterm-256color", **variables) as terminal:
+        shown = terminal.expect("uncalibrated")
+        terminal.exit_code()
 
     assert (b"\x1b[32m" in shown) == (not variables)
     assert "\x1b" not in shell.run("models").stdout

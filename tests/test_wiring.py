@@ -231,6 +231,18 @@ def test_missing_weights_say_how_to_fetch_them(load, tmp_path):
     assert str(tmp_path / "none.gguf") in reason
 
 
+def test_weights_that_were_not_fetched_say_the_command(load, tmp_path, monkeypatch):
+    """Weights known by name and not in the cache: the plan drops the model and names the command that gets them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    wired = build(load('[models.tiny]\nkind = "llama.cpp"\nweights = "smollm2"\n'))
+
+    (candidate,) = wired.router.plan(Query("hello")).candidates
+    wired.store.close()
+
+    assert not candidate.is_eligible
+    assert "nearfar models get smollm2" in candidate.reason
+
+
 def test_gateway_settings_take_every_key(load):
     """Keys from the environment and from the file open the gateway; a short one is refused."""
     here, stored, wrong = new_key(), new_key(), new_key()

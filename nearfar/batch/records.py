@@ -257,6 +257,11 @@ _QUERY_FIELDS = frozenset(
 
 
 def is_csv(path: Path) -> bool:
+    """Whether the file is CSV and not JSONL, by its name.
+
+    Raises:
+        ConfigError: the name says neither.
+    """
     suffix = path.suffix.lower()
     if suffix not in {".jsonl", ".ndjson", ".csv"}:
         raise ConfigError(f"Cannot tell the format of {str(path)!r} by its name. Name it .jsonl or .csv.")

@@ -65,22 +65,28 @@ async def stream_answer(router: Router, query: Query) -> Answer:
     from nearfar.types import StreamEnd, StreamStart, TextDelta
 
     answer: Answer | None = None
-    with ExitStack() as stack:
-        stack.enter_context(waiting("asking …"))
-        async with aclosing(router.stream(query, door="cli")) as events:
-            async for event in events:
-                match event:
-                    case StreamStart():
-                        stack.close()
-                    case TextDelta():
-                        write(printable(event.text))
-                    case StreamEnd():
-                        answer = event.answer
-                    case _:
-                        pass
+    has_text = False
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(waiting("asking …"))
+            async with aclosing(router.stream(query, door="cli")) as events:
+                async for event in events:
+                    match event:
+                        case StreamStart():
+                            stack.close()
+                        case TextDelta():
+                            write(printable(event.text))
+                            has_text = True
+                        case StreamEnd():
+                            answer = event.answer
+                        case _:
+                            pass
+    finally:
+        if has_text:
+            write("\n")
     assert answer is not None  # a stream ends with StreamEnd or raises
-    if answer.text:
-        write("\n")
+    if answer.text and not has_text:  # an abstention is said whole
+        write(f"{printable(answer.text)}\n")
     return answer
 
 

@@ -128,9 +128,8 @@ async def _store(settings: Settings) -> Check:
     from nearfar.wiring import open_log, open_store
 
     try:
-        store = open_store(settings)
+        store = open_store(settings)  # writes the versions of its tables
         try:
-            await store.write(lambda connection: connection.execute("CREATE TEMP TABLE IF NOT EXISTS checked (x)"))
             count = await open_log(settings, store).last_sequence()
         finally:
             store.close()
