@@ -164,19 +164,25 @@ class Store:
 
     def _commit(self, jobs: list[_Job]) -> None:
         connection = self._writer
+        writing = [job for job in jobs if job.operation is not _nothing]
+        is_shared = len(writing) > 1  # a lone operation needs no savepoint: all there is to undo is its own
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                connection.execute("SAVEPOINT job")
+            if writing:
+                connection.execute("BEGIN IMMEDIATE")
+            for job in writing:
+                if is_shared:
+                    connection.execute("SAVEPOINT job")
                 try:
                     job.result = job.operation(connection)
                 except BaseException as exc:  # whatever it is, it is the caller's, and the writer goes on
                     if not connection.in_transaction:
                         raise  # SQLite has undone the whole group: full disk, I/O error
-                    connection.execute("ROLLBACK TO job")
+                    connection.execute("ROLLBACK TO job" if is_shared else "ROLLBACK")
                     job.error = _unusable(self.path, exc) if isinstance(exc, sqlite3.OperationalError) else exc
-                connection.execute("RELEASE job")
-            connection.execute("COMMIT")
+                if is_shared:
+                    connection.execute("RELEASE job")
+            if connection.in_transaction:
+                connection.execute("COMMIT")
         except BaseException as exc:
             with suppress(sqlite3.Error):  # there may be nothing left to undo
                 connection.execute("ROLLBACK")

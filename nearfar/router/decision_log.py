@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
 
 from nearfar.errors import DataError, RequestError
-from nearfar.store import Schema, Store
+from nearfar.store import Operation, Schema, Store
 from nearfar.types import Decision, Status
 
 DECISIONS = Schema(
@@ -45,6 +47,37 @@ _decode = msgspec.json.Decoder(Decision).decode
 TextPolicy = Literal["keep", "hash", "drop"]
 
 
+_COLUMNS = ("id", "created_at", "status", "door", "session", "target", "tier", "model", "record")
+_ROWS_PER_INSERT = 64
+
+
+@cache
+def _insert(num_rows: int) -> str:
+    row = f"({', '.join('?' * len(_COLUMNS))})"
+    return f"INSERT INTO decisions ({', '.join(_COLUMNS)}) VALUES {', '.join([row] * num_rows)}"  # noqa: S608  # constants
+
+
+def _row(record: Decision) -> tuple[object, ...]:
+    return (
+        record.id,
+        record.created_at,
+        record.status,
+        record.door,
+        record.request.get("session"),
+        record.target,
+        record.tier,
+        record.model,
+        _encode(record),
+    )
+
+
+def _raising(failure: Exception) -> Operation[None]:
+    def fail(_: sqlite3.Connection) -> None:
+        raise failure
+
+    return fail
+
+
 class SqliteDecisionLog:
     """Decisions in a store.
 
@@ -59,6 +92,8 @@ class SqliteDecisionLog:
         self._text = text
         self._retention_s = None if retention_days is None else retention_days * 86400
         self._next_purge = 0.0
+        self._pending: deque[Decision] = deque()
+        self._is_insert_queued = False
 
     def submit(self, decision: Decision) -> None:
         """Queues the record; never blocks."""
@@ -66,25 +101,10 @@ class SqliteDecisionLog:
             self._next_purge = decision.created_at + _PURGE_EVERY_S
             self._store.submit(self._delete_old)
 
-        def insert(connection: sqlite3.Connection) -> None:
-            record = decision if self._text == "keep" else redact(decision, self._text)
-            connection.execute(
-                "INSERT INTO decisions (id, created_at, status, door, session, target, tier, model, record)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    record.id,
-                    record.created_at,
-                    record.status,
-                    record.door,
-                    record.request.get("session"),
-                    record.target,
-                    record.tier,
-                    record.model,
-                    _encode(record),
-                ),
-            )
-
-        self._store.submit(insert)
+        self._pending.append(decision)
+        if not self._is_insert_queued:
+            self._is_insert_queued = True
+            self._store.submit(self._insert_pending)
 
     async def flush(self) -> None:
         """Waits until everything submitted so far is written.
@@ -171,6 +191,27 @@ class SqliteDecisionLog:
     async def purge(self) -> int:
         """Deletes what is older than the retention and returns how many records went."""
         return await self._store.write(self._delete_old)
+
+    def _insert_pending(self, connection: sqlite3.Connection) -> None:
+        """Writes what has been submitted, many rows to a statement.
+
+        The writer thread gives up the interpreter's lock around each statement and has to win it back from a busy
+        event loop; statement by statement that cost more than the writing.
+        """
+        self._is_insert_queued = False  # first, so that whatever is submitted from here on queues another
+        failure: Exception | None = None
+        rows: list[tuple[object, ...]] = []
+        while self._pending:
+            decision = self._pending.popleft()
+            try:
+                rows.append(_row(decision if self._text == "keep" else redact(decision, self._text)))
+            except Exception as exc:  # one that cannot be encoded does not take the others with it
+                failure = exc
+        for start in range(0, len(rows), _ROWS_PER_INSERT):
+            part = rows[start : start + _ROWS_PER_INSERT]
+            connection.execute(_insert(len(part)), [value for row in part for value in row])
+        if failure is not None:
+            self._store.submit(_raising(failure))
 
     def _delete_old(self, connection: sqlite3.Connection) -> int:
         if self._retention_s is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from typing import Literal
-
-import structlog
 
 from nearfar.errors import DataError, RequestError, UnknownModel
 from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEnd, StreamEvent
@@ -16,7 +14,7 @@ from .planning import Plan, check, plan
 from .run import Run
 from .scorers import MeanProbability
 
-_logger = structlog.get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Router:
@@ -71,11 +69,13 @@ class Router:
             RequestError: the query itself is not acceptable.
             UpstreamError: every model that was asked failed; `decision_id` names the record.
         """
-        async with aclosing(self._run(query, door, streams=False)) as events:
-            async for event in events:
-                if isinstance(event, StreamEnd):
-                    return event.answer
-        raise AssertionError("a run ends with StreamEnd or an error")
+        answer: Answer | None = None
+        async for event in self._run(query, door, streams=False):  # to its end: closing it early costs more
+            if isinstance(event, StreamEnd):
+                answer = event.answer
+        if answer is None:
+            raise AssertionError("a run ends with StreamEnd or an error")
+        return answer
 
     def stream(self, query: Query, *, door: str = "python") -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece: `StreamStart` once a tier is committed to, deltas, `StreamEnd`.
@@ -131,7 +131,7 @@ class Router:
 
     def _report(self, exc: DataError) -> None:
         self.log_failure = str(exc)
-        _logger.error("decision not written", error=str(exc))
+        _logger.error("a decision was not written: %s", exc)
 
 
 def _alone(name: str, model: ChatModel, cascades: Mapping[str, Cascade]) -> Cascade:

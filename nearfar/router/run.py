@@ -135,8 +135,9 @@ class Run:
             await self._journal.flush()
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            self._note_cancellation()
-            self._record("cancelled", "cancelled", None)
+            if not self._is_recorded:
+                self._note_cancellation()
+                self._record("cancelled", "cancelled", None)
             raise
         except BaseException as exc:
             self._record("failed", "upstream_failed", None, error=repr(exc))
