@@ -12,10 +12,14 @@ from nearfar.errors import ConfigError
 
 from . import options as opt
 from .console import remark, stdout, table, write_json
+from .promise import MissingChoice, TargetChoice, promise
 from .run import DONE
 
 if TYPE_CHECKING:
     from nearfar.router.calibration import CalibrationReport
+
+
+_PROMISE = "A promise, on a table of both models' outcomes"
 
 
 class MethodChoice(StrEnum):
@@ -42,6 +46,29 @@ def calibrate(
         float | None,
         typer.Option("--min-accuracy", min=0, max=1, help="What accepted answers must reach on the table."),
     ] = None,
+    near: Annotated[
+        str | None,
+        typer.Option("--near", help="The near model in the table's `model`.", rich_help_panel=_PROMISE),
+    ] = None,
+    far: Annotated[
+        str | None, typer.Option("--far", help="The far model in the table's `model`.", rich_help_panel=_PROMISE)
+    ] = None,
+    target: Annotated[
+        TargetChoice, typer.Option("--target", help="What is promised.", rich_help_panel=_PROMISE)
+    ] = TargetChoice.accepted_error,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="The largest error, loss or cost.", rich_help_panel=_PROMISE)
+    ] = 0.05,
+    delta: Annotated[
+        float,
+        typer.Option("--delta", help="The probability with which the promise may fail.", rich_help_panel=_PROMISE),
+    ] = 0.1,
+    missing: Annotated[
+        MissingChoice,
+        typer.Option(
+            "--missing", help="A near answer without the signal: refused, or deferred.", rich_help_panel=_PROMISE
+        ),
+    ] = MissingChoice.refuse,
     name: Annotated[str, typer.Option("--name", help="The policy's name.")] = "calibrated",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The policy's file [default: NAME.policy.json].")
@@ -52,7 +79,28 @@ def calibrate(
     """Fit scores and a threshold to labelled answers, as a policy.
 
     `nearfar batch … --signals` makes such a table; add a `correct` to each of its records.
+
+    With --near and --far, TABLE has a row per query and model (`query_id`, `model`, `correct`, the signal), and the
+    threshold on that one signal keeps a promise with confidence 1 − delta, or says how many labels would be needed.
     """
+    if near is not None or far is not None:
+        if near is None or far is None or len(signal or ()) != 1:
+            raise ConfigError("A promise needs --near, --far and one --signal.")
+        return promise(
+            source,
+            near=near,
+            far=far,
+            signal=(signal or [""])[0],
+            target=target,
+            alpha=alpha,
+            delta=delta,
+            missing=missing.value,
+            columns=_columns(column or []),
+            tier=tier,
+            name=name,
+            out=out,
+            as_json=as_json,
+        )
     from nearfar.config import Settings
     from nearfar.router.calibration import calibrate as fit
     from nearfar.router.labels import load_examples
