@@ -84,6 +84,7 @@ class UpstreamError(NearfarError):
         status: HTTP status, where there was one.
         retry_after_s: how long the server asked to be left alone.
         may_have_cost: the provider may charge for the failed call (it had begun to answer, or nobody knows).
+        was_sent: the query, or part of it, may have reached the server.
     """
 
     #: Whether the same call may succeed a little later; the retry wrapper and the circuit breaker read it.
@@ -97,12 +98,14 @@ class UpstreamError(NearfarError):
         status: int | None = None,
         retry_after_s: float | None = None,
         may_have_cost: bool = False,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(message)
         self.model = model
         self.status = status
         self.retry_after_s = retry_after_s
         self.may_have_cost = may_have_cost
+        self.was_sent = was_sent
 
 
 class ModelLoadError(UpstreamError):

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
 
 Placement: TypeAlias = Literal["near", "far"]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
@@ -359,7 +363,7 @@ class ModelCard:
         if query.sampling.logprobs and not self.supports_logprobs:
             unmet["logprobs"] = "gives no log-probabilities"
         if not self.passes_extra:
-            unmet |= dict.fromkeys(query.sampling.extra, "is not an option of this model")
+            unmet |= {name: f"does not know the option {name!r}" for name in query.sampling.extra}
         if missing := query.modalities - self.modalities:
             unmet["messages"] = f"takes no {' or '.join(sorted(missing))}"
         return unmet
@@ -419,6 +423,27 @@ class ChatModel(Protocol):
         ...
 
 
+# --- text as vectors -------------------------------------------------------------------------------------------------
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors whose products are similarities."""
+
+    @property
+    def name(self) -> str:
+        """Which model, and which version of it: what was fitted on one embedder's vectors holds for no other's."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[float32]:
+        """One row per text, of length 1 (all zeros where the text has no known word), so that products are cosines."""
+        ...
+
+
 # --- decisions -------------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +457,7 @@ class Candidate:
     is_eligible: bool
     reason: str  # why it was dropped; "" where eligible
     cost_bound_usd: float | None = None
+    param: str | None = None  # the query's field that it was dropped for, where there is one
 
 
 Verdict: TypeAlias = Literal["accepted", "deferred", "failed", "cancelled"]

@@ -88,7 +88,7 @@ class CircuitBroken(Wrapper):
         """Counts what becomes of one call."""
         name = self.card.name
         if reason := self._open_reason():
-            raise CircuitOpen(f"{name!r} gets no queries: {reason}. Check its server.", model=name)
+            raise CircuitOpen(f"{name!r} gets no queries: {reason}. Check its server.", model=name, was_sent=False)
         is_probe = self._opened_at is not None
         self._is_probing |= is_probe
         try:

@@ -71,7 +71,9 @@ class ErrorTranslator:
         when = "in the middle of its answer" if was_answering else "before its answer"
         match exc:
             case aiohttp.ConnectionTimeoutError():
-                return UpstreamTimeout(f"{who} took no connection in time. Is the address right?", model=model)
+                return UpstreamTimeout(
+                    f"{who} took no connection in time. Is the address right?", model=model, was_sent=False
+                )
             case asyncio.TimeoutError():
                 return UpstreamTimeout(
                     f"{who} fell silent {when}. Try again, or raise its read timeout.",
@@ -79,11 +81,17 @@ class ErrorTranslator:
                     may_have_cost=True,
                 )
             case aiohttp.ClientConnectorDNSError():
-                return UpstreamUnavailable(f"{who}: the host name is not known ({why}). Check its url.", model=model)
+                return UpstreamUnavailable(
+                    f"{who}: the host name is not known ({why}). Check its url.", model=model, was_sent=False
+                )
             case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
-                return UpstreamUnavailable(f"{who}: TLS failed ({why}). Check its url and certificate.", model=model)
+                return UpstreamUnavailable(
+                    f"{who}: TLS failed ({why}). Check its url and certificate.", model=model, was_sent=False
+                )
             case aiohttp.ClientConnectorError():
-                return UpstreamUnavailable(f"{who} cannot be reached ({why}). Is the server running?", model=model)
+                return UpstreamUnavailable(
+                    f"{who} cannot be reached ({why}). Is the server running?", model=model, was_sent=False
+                )
             case aiohttp.ClientResponseError():
                 return MalformedAnswer(
                     f"{who} does not answer in HTTP ({self.quote(exc.message)}). Check its url.",

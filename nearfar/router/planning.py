@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from nearfar.errors import RequestError
-from nearfar.types import Candidate, ModelCard, NamedTool, Query, prompt_token_bound
+from nearfar.types import FREE, Candidate, ModelCard, NamedTool, Query, Usage, prompt_token_bound
 
 from .cascade import Cascade, Tier
 
 #: No tokenizer in use packs prose or code into more bytes per token on average; a longer prompt cannot fit.
 _MOST_BYTES_PER_TOKEN = 8
+
+#: Where the query leaves the length open, a budget that does not pay for so many tokens pays for no answer.
+SHORTEST_ANSWER = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,47 +38,55 @@ def plan(query: Query, cascade: Cascade) -> Plan:
 
 def _judge(query: Query, tier: Tier) -> Candidate:
     card = tier.model.card
-    bound = card.cost_bound_usd(query) if query.budget_usd is not None else None
-    reason = next(_objections(query, tier, bound), "")
-    return Candidate(tier.name, card.name, card.placement, not reason, reason, bound)
+    bound = None
+    if query.budget_usd is not None:
+        paid = within_budget(query, card, query.budget_usd)
+        bound = card.cost_bound_usd(query if isinstance(paid, str) else paid)
+    reason, param = next(_objections(query, tier), ("", None))
+    return Candidate(tier.name, card.name, card.placement, not reason, reason, bound, param)
 
 
-def _objections(query: Query, tier: Tier, bound: float | None) -> Iterator[str]:
+def _objections(query: Query, tier: Tier) -> Iterator[tuple[str, str | None]]:
+    """Why the tier may not or cannot take the query, and the field at fault."""
     card = tier.model.card
     if query.privacy == "near" and card.placement == "far":
-        yield "privacy: the query may not leave this machine"
-    yield from missing_capabilities(query, card)
+        yield "privacy: the query may not leave this machine", "privacy"
+    for param, why in card.unmet(query).items():
+        yield f"capability: {why}", param
     if card.context_window is not None:
         least_tokens = prompt_token_bound(query) // _MOST_BYTES_PER_TOKEN
         if least_tokens > card.context_window:
-            yield f"context: at least {least_tokens:,} tokens, the window holds {card.context_window:,}"
-    if query.budget_usd is not None:
-        if bound is None and card.price is None:
-            yield "budget: the price of this model is unknown; set models.NAME.price"
-        elif bound is None:
-            yield "budget: the length of its answer is unbounded; set max_tokens"
-        elif bound > query.budget_usd:
-            yield f"budget: may cost up to ${bound:.6f}, over the query's ${query.budget_usd:.6f}"
+            yield f"context: at least {least_tokens:,} tokens, the window holds {card.context_window:,}", "messages"
+    if query.budget_usd is not None and isinstance(objection := within_budget(query, card, query.budget_usd), str):
+        yield f"budget: {objection}", "budget_usd"
     unavailable = tier.model.unavailable()
     if unavailable:
-        yield unavailable
+        yield unavailable, None
 
 
-def missing_capabilities(query: Query, card: ModelCard) -> Iterator[str]:
-    """What the query asks for and the model does not do, one reason each."""
-    for modality in sorted(query.modalities - card.modalities):
-        yield f"capability: takes no {modality} input"
-    if query.tools and not card.supports_tools and query.tool_choice != "none":
-        yield "capability: takes no tools"
-    shape = query.response_format.kind if query.response_format else "text"
-    if shape in {"json_object", "json_schema"} and not card.supports_json_schema:
-        yield f"capability: takes no response_format {shape!r}"
-    if shape == "grammar" and not card.supports_grammar:
-        yield "capability: takes no grammar"
-    if query.sampling.logprobs and not card.supports_logprobs:
-        yield "capability: gives no logprobs"
-    if query.sampling.extra and not card.passes_extra:
-        yield f"capability: does not know the option {min(query.sampling.extra)!r}"
+def within_budget(query: Query, card: ModelCard, usd: float) -> Query | str:
+    """The query, its answer kept as short as `usd` pays for; or why `usd` cannot pay for it.
+
+    A query that names its own `max_tokens` is paid for whole or not at all; otherwise the money is the limit, as long
+    as it leaves room for a real answer.
+    """
+    price = card.price
+    if price == FREE:
+        return query
+    if price is None:
+        return "the price of this model is unknown; set models.NAME.price"
+    prompt_tokens = prompt_token_bound(query)
+    bound = card.output_bound(query)
+    wanted = bound if query.sampling.max_tokens is not None else min(bound or SHORTEST_ANSWER, SHORTEST_ANSWER)
+    least_usd = price.cost_usd(Usage(prompt_tokens, wanted or 0))
+    if least_usd > usd:
+        return f"may cost ${least_usd:.6f} or more, and ${usd:.6f} is left"
+    if bound is None or price.cost_usd(Usage(prompt_tokens, bound)) > usd:
+        left = usd - price.cost_usd(Usage(prompt_tokens, 0))
+        bound = int(left * 1e6 / price.completion_usd_per_mtok) if price.completion_usd_per_mtok else None
+        while bound and price.cost_usd(Usage(prompt_tokens, bound)) > usd:  # the last digit of a float
+            bound -= 1
+    return replace(query, sampling=replace(query.sampling, max_tokens=bound))
 
 
 def check(query: Query) -> None:

@@ -19,7 +19,6 @@ import msgspec
 
 from nearfar.errors import (
     BudgetExceeded,
-    CircuitOpen,
     NearfarError,
     RequestError,
     RoutingError,
@@ -49,7 +48,7 @@ from nearfar.types import (
 )
 
 from .cascade import Cascade, Tier, continuation, with_draft
-from .planning import plan
+from .planning import plan, within_budget
 from .signals import TOP_LOGPROBS, answer_signals, logprob_signals
 
 #: What the system says when it abstains.
@@ -152,17 +151,18 @@ class Run:
         for i, tier in enumerate(tiers):
             if self._must_stop(tier):
                 break
-            if not self._can_afford(tier):
+            query = self._prepared(tier)
+            if query is None:
                 continue
             later = tiers[i + 1 :]
             if streams and self._may_stream(tier, bool(later)):
-                async with aclosing(self._stream(tier, later)) as events:
+                async with aclosing(self._stream(tier, query, later)) as events:
                     async for event in events:
                         yield event
                         if isinstance(event, StreamEnd):
                             return
                 continue
-            answer = await self._complete(tier)
+            answer = await self._complete(tier, query)
             if answer is None:
                 continue
             judgement = self._judge(tier, answer, is_last=not later)
@@ -176,27 +176,38 @@ class Run:
 
     # --- one tier ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, tier: Tier, messages: tuple[Message, ...] | None = None) -> _Try:
-        card = tier.model.card
-        query = self._query
-        sampling = query.sampling
-        keep = (sampling.top_logprobs or 0) if sampling.logprobs else None
-        if tier.scorer is not None and card.supports_logprobs:
-            sampling = replace(sampling, logprobs=True, top_logprobs=max(TOP_LOGPROBS, sampling.top_logprobs or 0))
-        if query.budget_usd is not None and sampling.max_tokens is None:
-            sampling = replace(sampling, max_tokens=card.output_bound(query))
+    def _prepared(self, tier: Tier, messages: tuple[Message, ...] | None = None) -> Query | None:
+        """What the tier is asked; None where the money that is left does not pay for it."""
+        query, card = self._query, tier.model.card
         if messages is None and tier.wants_draft and self._best is not None and self._best.text:
             messages = with_draft(query, self._best)
-        if sampling is not query.sampling or messages is not None:
-            query = replace(query, sampling=sampling, prompt=messages or query.messages)
+        if messages is not None:
+            query = replace(query, prompt=messages)
+        if query.budget_usd is not None:
+            spent = _total_cost(self._steps)
+            paid = (
+                "what was spent is unknown" if spent is None else within_budget(query, card, query.budget_usd - spent)
+            )
+            if isinstance(paid, str):
+                self._stopped_by = "out_of_budget"
+                self._drop(tier, f"budget: {paid}", "budget_usd")
+                return None
+            query = paid
+        if tier.scorer is not None and card.supports_logprobs:
+            top = max(TOP_LOGPROBS, query.sampling.top_logprobs or 0)
+            query = replace(query, sampling=replace(query.sampling, logprobs=True, top_logprobs=top))
+        return query
+
+    def _begin(self, tier: Tier, query: Query) -> _Try:
+        card, asked = tier.model.card, self._query.sampling
         if card.placement == "far" and not card.is_recording:
             self._departures.append(_departure(card, query))
-        self._current = _Try(tier, query, time.perf_counter(), keep)
+        self._current = _Try(tier, query, time.perf_counter(), (asked.top_logprobs or 0) if asked.logprobs else None)
         return self._current
 
-    async def _complete(self, tier: Tier) -> Answer | None:
+    async def _complete(self, tier: Tier, query: Query) -> Answer | None:
         """The tier's whole answer; None where it failed and the next tier may try."""
-        current = self._begin(tier)
+        current = self._begin(tier, query)
         try:
             async with asyncio.timeout(self._time_left(tier)):
                 answer = await tier.model.complete(current.query)
@@ -209,14 +220,14 @@ class Run:
         current.first_token_s = time.perf_counter() - current.started
         return answer
 
-    async def _stream(self, tier: Tier, later: list[Tier]) -> AsyncGenerator[StreamEvent, None]:
+    async def _stream(self, tier: Tier, query: Query, later: list[Tier]) -> AsyncGenerator[StreamEvent, None]:
         """The tier's events once it is committed to, to the end; no `StreamEnd` where it failed or deferred."""
         needed = self._cascade.prefix_tokens if later or self._query.when_unsure == "abstain" else 0
         held: list[StreamEvent] = []
         prefix: list[TokenLogprob] = []
         judgement: _Judgement | None = None
         is_committed = False
-        current = self._begin(tier)
+        current = self._begin(tier, query)
         pieces: list[str] = []
         is_text_only = True
         begun = ""
@@ -232,6 +243,8 @@ class Run:
                             pieces.append(event.text)
                             if not is_committed:
                                 prefix.extend(event.logprobs)
+                            if not event.text and current.strip is None:
+                                continue  # log-probabilities of a tool call, which only the router asked for
                         elif isinstance(event, ToolCallDelta):
                             is_text_only = False
                         if current.first_token_s is None:
@@ -262,13 +275,13 @@ class Run:
                 self._fail(exc, "".join(pieces))
                 if not is_committed:
                     return
-                heir = self._heir(successors)
-                if heir is None or not is_text_only:
-                    raise
                 begun += "".join(pieces)
                 pieces.clear()
-                tier = heir
-                current = self._begin(tier, continuation(self._query, begun))
+                heir = self._heir(successors, begun) if is_text_only else None
+                if heir is None:
+                    raise
+                tier, query = heir
+                current = self._begin(tier, query)
                 continue
             break
 
@@ -377,30 +390,20 @@ class Run:
         if self._stopped_by is None and self._deadline is not None and time.perf_counter() >= self._deadline:
             self._stopped_by = "out_of_time"
         if self._stopped_by == "out_of_time":
-            self._drop(tier, "time: the query's deadline has passed")
+            self._drop(tier, "time: the query's deadline has passed", "deadline_s")
             return True
         return False
 
-    def _can_afford(self, tier: Tier) -> bool:
-        """Whether what earlier tiers cost leaves enough for this one."""
-        if self._query.budget_usd is None or not self._steps:
-            return True
-        spent = _total_cost(self._steps)
-        bound = tier.model.card.cost_bound_usd(self._query)
-        if spent is not None and bound is not None and spent + bound <= self._query.budget_usd:
-            return True
-        self._stopped_by = "out_of_budget"
-        self._drop(tier, f"budget: up to ${bound or 0:.6f} more would pass the query's ${self._query.budget_usd:.6f}")
-        return False
-
-    def _heir(self, successors: list[Tier]) -> Tier | None:
-        """Who continues a broken stream; each may try once."""
+    def _heir(self, successors: list[Tier], begun: str) -> tuple[Tier, Query] | None:
+        """Who continues a broken stream, and what it is asked; each may try once."""
         while successors:
             tier = successors.pop(0)
             if self._must_stop(tier):
                 return None
-            if tier.model.unavailable() is None and self._can_afford(tier):
-                return tier
+            if tier.model.unavailable() is None:
+                query = self._prepared(tier, continuation(self._query, begun))
+                if query is not None:
+                    return tier, query
         return None
 
     def _may_stream(self, tier: Tier, has_later: bool) -> bool:
@@ -411,9 +414,9 @@ class Run:
 
     # --- what happened -----------------------------------------------------------------------------------------------
 
-    def _drop(self, tier: Tier, reason: str) -> None:
+    def _drop(self, tier: Tier, reason: str, param: str) -> None:
         self._candidates = tuple(
-            replace(c, is_eligible=False, reason=reason) if c.tier == tier.name and c.is_eligible else c
+            replace(c, is_eligible=False, reason=reason, param=param) if c.tier == tier.name and c.is_eligible else c
             for c in self._candidates
         )
 
@@ -452,7 +455,7 @@ class Run:
     def _fail(self, exc: NearfarError, text: str = "") -> None:
         current = self._finish()
         card = current.tier.model.card
-        if isinstance(exc, CircuitOpen | BudgetExceeded | RequestError):
+        if not (isinstance(exc, UpstreamError) and exc.was_sent):
             self._take_back_departure(card)
         if isinstance(exc, BudgetExceeded):
             self._stopped_by = "out_of_budget"
@@ -553,7 +556,8 @@ class Run:
         did_fail = bool(self._steps) and self._steps[-1].verdict == "failed"
         unfinished, time_is_up = self._unfinished, self._stopped_by == "out_of_time"
         if self._best is None and unfinished is not None and self._query.when_unsure == "best" and not time_is_up:
-            self._best = await self._complete(unfinished)
+            query = self._prepared(unfinished)
+            self._best = None if query is None else await self._complete(unfinished, query)
             if self._best is not None:
                 self._note(replace(self._judge(unfinished, self._best, is_last=False), verdict="deferred"), self._best)
         answered = [step for step in self._steps if step.verdict == "deferred"]
@@ -641,7 +645,8 @@ def new_decision_id() -> str:
 
 def _departure(card: ModelCard, query: Query) -> Departure:
     text = "\n".join(f"{message.role}: {message.text}" for message in query.messages)
-    return Departure(card.name, len(query.messages), len(text), hashlib.sha256(text.encode()).hexdigest())
+    characters = sum(len(message.text) for message in query.messages)
+    return Departure(card.name, len(query.messages), characters, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _flaw(answer: Answer, query: Query, card: ModelCard) -> str | None:

@@ -44,6 +44,7 @@ from nearfar.types import (
     StreamEvent,
     StreamStart,
     TextDelta,
+    TokenLogprob,
     ToolCall,
     ToolSpec,
     Usage,
@@ -269,6 +270,74 @@ async def test_a_budget_bounds_what_is_asked_for():
     await router.answer(Query("q", budget_usd=1.0))
 
     assert model.queries[0].sampling.max_tokens == 100
+
+
+async def test_a_small_budget_shortens_the_answer_and_a_tiny_one_refuses_it():
+    """Where the query leaves the length open, money sets it, down to the shortest answer worth paying for."""
+    card = ModelCard("far", "far", price=Price(1.0, 10.0), max_output_tokens=100_000)
+    model = ScriptedModel(["a"], card=card)
+    router = Router({"auto": Cascade([Tier(model)], name="auto")}, {})
+
+    await router.answer(Query("q", budget_usd=0.01))
+    refused = await router.answer(Query("q", budget_usd=0.002))
+    own = await router.answer(Query("q", budget_usd=0.01, sampling=SamplingOptions(max_tokens=2000)))
+
+    [sent] = model.queries
+    assert sent.sampling.max_tokens is not None
+    assert 900 < sent.sampling.max_tokens < 1000
+    assert (card.cost_bound_usd(sent) or 1) <= 0.01
+    for answer in (refused, own):
+        assert answer.decision is not None
+        assert (answer.decision.status, answer.decision.reason) == ("refused", "out_of_budget")
+        assert answer.decision.candidates[0].param == "budget_usd"
+
+
+async def test_the_draft_is_paid_for_too():
+    """A draft lengthens the prompt, and the budget counts it."""
+    card = ModelCard("far", "far", price=Price(1000.0, 0.0), max_output_tokens=10)
+    second = ScriptedModel(["a"], card=card)
+    tiers = [Tier(near("long " * 500, confidence=0.1), scorer=MeanProbability()), Tier(second, wants_draft=True)]
+    router = Router({"auto": Cascade(tiers, name="auto")}, {})
+
+    answer = await router.answer(Query("q", budget_usd=0.5))
+
+    assert second.queries == []
+    assert answer.decision is not None
+    assert answer.decision.reason == "out_of_budget"
+
+
+async def test_a_server_that_was_never_reached_has_seen_nothing():
+    """A refused connection is no departure; one that broke later is."""
+    refused, log_ = cascade_of(far(UpstreamUnavailable("refused", model="far", was_sent=False)))
+    broken, other_log = cascade_of(far(UpstreamUnavailable("broke", model="far")))
+
+    for router in (refused, broken):
+        with pytest.raises(UpstreamUnavailable):
+            await router.answer(Query("hello"))
+
+    assert log_.decisions[0].departures == ()
+    assert [departure.characters for departure in other_log.decisions[0].departures] == [5]
+
+
+async def test_logprobs_of_a_tool_call_that_only_the_router_wanted_are_no_event():
+    """A delta without text that carried the router's log-probabilities is not passed on."""
+
+    class Calling(ScriptedModel):
+        async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
+            yield TextDelta("", (TokenLogprob("{", -0.1),))
+            async with aclosing(super().stream(query)) as events:
+                async for event in events:
+                    yield event
+
+    call = Answer(tool_calls=(ToolCall("c", "add", "{}"),), finish_reason="tool_calls")
+    model = Calling([call], confidence=0.9)
+    router = Router({"auto": Cascade([Tier(model, scorer=MeanProbability())], name="auto")}, {})
+
+    plain = await drain(router.stream(Query("q")))
+    asked = await drain(router.stream(Query("q", sampling=SamplingOptions(logprobs=True))))
+
+    assert not [event for event in plain if isinstance(event, TextDelta)]
+    assert [event for event in asked if isinstance(event, TextDelta)]
 
 
 @given(
@@ -538,7 +607,7 @@ async def test_a_model_may_be_named():
 
 async def test_a_breaker_that_opened_meanwhile_sends_nothing():
     """A call that the breaker refused is a failed step and no departure."""
-    router, log_ = cascade_of(near("a", confidence=0.1), far(CircuitOpen("open", model="far")))
+    router, log_ = cascade_of(near("a", confidence=0.1), far(CircuitOpen("open", model="far", was_sent=False)))
 
     assert (await router.answer(Query("q"))).text == "a"
 

@@ -141,19 +141,14 @@ def _of_upstream_error(error: UpstreamError) -> Problem:
     return Problem(502, message, _SERVER, code, retry_after_s=retry_after_s, should_retry=False)
 
 
-#: How a planner's reason begins, the status and code that it becomes, and the field at fault. The first that any
-#: tier gives decides: what may pass by itself, then what money mends, then what the client must change.
-_REFUSALS: tuple[tuple[str, int, str, str | None], ...] = (
-    ("budget", 402, _QUOTA, "nearfar.budget_usd"),
-    ("context", 400, "context_length_exceeded", "messages"),
-    ("capability: does not know the option ", 400, "unsupported_parameter", None),
-    ("capability: takes no tools", 400, "unsupported_parameter", "tools"),
-    ("capability: takes no response_format", 400, "unsupported_parameter", "response_format"),
-    ("capability: takes no grammar", 400, "unsupported_parameter", "response_format"),
-    ("capability: gives no logprobs", 400, "unsupported_parameter", "logprobs"),
-    ("capability", 400, "unsupported_content", "messages"),
-    ("privacy", 400, "privacy", "nearfar.privacy"),
-)
+#: What a planner's reason is about, and the status and code that it becomes. The first that any tier gives decides:
+#: what money mends, then what the client must change.
+_REFUSALS: Mapping[str, tuple[int, str]] = {
+    "budget": (402, _QUOTA),
+    "context": (400, "context_length_exceeded"),
+    "capability": (400, "unsupported_parameter"),
+    "privacy": (400, "privacy"),
+}
 
 
 def refusal(decision: Decision, param_names: Mapping[str, str]) -> Problem:
@@ -169,13 +164,11 @@ def _of_refusal(decision: Decision, message: str) -> Problem:
         return replace(out_of_time(), message=message)
     if decision.reason == "out_of_budget":
         return Problem(402, message, _QUOTA, _QUOTA)
-    reasons = [candidate.reason for candidate in decision.candidates if not candidate.is_eligible]
-    if any(not reason.startswith(tuple(start for start, *_ in _REFUSALS)) for reason in reasons):
-        return Problem(503, message, _SERVER, "model_unavailable")
-    for start, status, code, param in _REFUSALS:
-        found = next((reason for reason in reasons if reason.startswith(start)), None)
-        if found is not None:
-            option = found.removeprefix(start).strip("'") if param is None else param
-            kind = _QUOTA if status == 402 else _INVALID
-            return Problem(status, message, kind, code, option)
+    dropped = {c.reason.partition(":")[0]: c for c in reversed(decision.candidates) if not c.is_eligible}
+    if dropped.keys() <= _REFUSALS.keys():
+        for about, (status, code) in _REFUSALS.items():
+            if about in dropped:
+                param = dropped[about].param
+                code = "unsupported_content" if about == "capability" and param == "messages" else code
+                return Problem(status, message, _QUOTA if status == 402 else _INVALID, code, param)
     return Problem(503, message, _SERVER, "model_unavailable")
