@@ -82,6 +82,7 @@ class LlamaCppSettings(_ModelSettings):
     max_output_tokens: PositiveInt = 512
     parallel: PositiveInt = 2
     threads: PositiveInt | None = None
+    temperature: float = Field(0.2, ge=0, le=2)  # where the query names none
     loras: dict[str, Path] = Field(default_factory=dict)  # adapters by name; each is a model NAME+ADAPTER besides
 
 

@@ -126,6 +126,7 @@ def _llama_cpp(name: str, model: LlamaCppSettings) -> ChatModel:
         parallel=model.parallel,
         threads=model.threads,
         max_output_tokens=model.max_output_tokens,
+        temperature=model.temperature,
         loras=model.loras,
         price=_given_price(model) or FREE,
     )

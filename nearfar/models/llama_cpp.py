@@ -56,6 +56,7 @@ class LlamaCppModel:
         parallel: queries answered at once; further ones wait.
         threads: None: one per available core, eight at most.
         max_output_tokens: the most that it writes where the query names no limit or a higher one.
+        temperature: where the query names none; what SmolLM2's own card uses. llama.cpp's 0.8 makes small models stray.
         loras: LoRA adapters by name; see `with_lora`.
         price: free, unless the user counts the electricity.
 
@@ -72,6 +73,7 @@ class LlamaCppModel:
         parallel: int = 2,
         threads: int | None = None,
         max_output_tokens: int | None = 512,
+        temperature: float = 0.2,
         loras: Mapping[str, Path] | None = None,
         price: Price = FREE,
     ) -> None:
@@ -95,6 +97,9 @@ class LlamaCppModel:
             supports_json_schema=True,
             supports_grammar=True,
         )
+        if not 0 <= temperature <= 2:
+            raise ConfigError(f"temperature of {name!r} is {temperature!r}. Set it within [0, 2]")
+        self._temperature = temperature
         self._price = price
         self._lora: str | None = None
         self._engine = Engine(
@@ -212,7 +217,7 @@ class LlamaCppModel:
             raise RequestError("a stop string is empty. Leave it out", param="stop")
         options: dict[str, Any] = {
             "max_tokens": self.card.output_bound(query),
-            "temperature": sampling.temperature,
+            "temperature": self._temperature if sampling.temperature is None else sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
