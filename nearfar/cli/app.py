@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import ask, batch, calibrate, chat, decisions, demo, doctor, models, serve, settings
+from . import ask, batch, calibrate, chat, decisions, demo, doctor, learning, models, serve, settings
 from .console import write
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def root(
 _PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     "Answer": {"ask": ask.ask, "chat": chat.chat, "batch": batch.batch, "serve": serve.serve},
     "Look": {"route": decisions.route, "explain": decisions.explain, "decisions": decisions.decisions},
+    "Learn": {"outcome": learning.outcome, "replay": learning.replay},
     "Set up": {
         "init": settings.init,
         "config": settings.show_config,

@@ -35,6 +35,15 @@ DECISIONS = Schema(
         );
         CREATE INDEX decisions_created_at ON decisions (created_at);
         """,
+        """
+        CREATE TABLE outcomes (
+            decision_id TEXT NOT NULL REFERENCES decisions (id) ON DELETE CASCADE,
+            source TEXT NOT NULL,
+            value REAL NOT NULL,
+            created_at REAL NOT NULL,
+            PRIMARY KEY (decision_id, source)
+        ) WITHOUT ROWID;
+        """,
     ),
 )
 

@@ -1,0 +1,150 @@
+"""`nearfar outcome` and `nearfar replay`: how good answers were, and what another policy would have done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nearfar.errors import RequestError
+
+from . import options as opt
+from .console import escape, remark, stdout, table, usd, write_json
+from .run import DONE
+
+if TYPE_CHECKING:
+    from nearfar.router.outcomes import OutcomeLog
+    from nearfar.router.replay import Replayed
+
+
+def outcome(
+    decision_id: Annotated[str, typer.Argument(metavar="ID", help="A decision's id, or its beginning.")],
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="right, wrong, or a number in [0, 1].")],
+    source: Annotated[str, typer.Option("--source", help="Who says so; each source has one say.")] = "user",
+    as_json: opt.JsonOption = False,
+    config: opt.ConfigOption = None,
+) -> int:
+    """Say how good a decision's answer turned out to be."""
+    from nearfar.router.outcomes import WORDS
+
+    try:
+        number = WORDS.get(value.strip().lower())
+        number = float(value) if number is None else number
+    except ValueError as exc:
+        raise RequestError(
+            f"The outcome is {value!r}; say right, wrong, or a number in [0, 1].", param="value"
+        ) from exc
+
+    with _outcomes(config) as log:
+        found = asyncio.run(log.record(decision_id, number, source=source))
+    if as_json:
+        write_json(found)
+    else:
+        remark(f"{found.decision_id}: {found.value:g} by {found.source}")
+    return DONE
+
+
+def replay(
+    policy: Annotated[Path, typer.Option("--policy", help="The policy's file.", show_default=False)],
+    changed: Annotated[bool, typer.Option("--changed", help="List only decisions that would differ.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="List at most so many of the newest.")] = 20,
+    as_json: opt.JsonOption = False,
+    config: opt.ConfigOption = None,
+) -> int:
+    """Show what another policy would have done with the logged queries, where that is known.
+
+    Nothing is asked. Where the policy defers to a tier that was not asked at the time, its answer is not known; where
+    it gives another answer than was given, its outcome is not.
+    """
+    from nearfar.router.policies import Policy
+    from nearfar.router.replay import replay as one
+
+    loaded = Policy.load(policy)
+
+    async def main(log: OutcomeLog) -> list[Replayed]:
+        found = [one(decision, loaded, judged) async for decision, judged in log.judged()]
+        return [each for each in found if each is not None]
+
+    with _outcomes(config) as log:
+        found = asyncio.run(main(log))
+    shown = [each for each in found if not (changed and each.is_same)][-limit or len(found) :] if limit else []
+    if as_json:
+        write_json({"policy": loaded.label, "summary": _summary(found), "decisions": shown})
+        return DONE
+    _print(found, shown, loaded.label)
+    return DONE
+
+
+@contextmanager
+def _outcomes(config: Path | None) -> Iterator[OutcomeLog]:
+    """The outcomes and their decisions alone: no model is built to read them."""
+    from nearfar.config import Settings
+    from nearfar.router.outcomes import OutcomeLog
+    from nearfar.wiring import open_log, open_store
+
+    settings = Settings.load(config, needs_keys=False)
+    store = open_store(settings)
+    try:
+        yield OutcomeLog(store, open_log(settings, store))
+    finally:
+        store.close()
+
+
+def _summary(found: list[Replayed]) -> dict[str, object]:
+    known = [each for each in found if each.is_known]
+    judged = [each.outcome for each in known if each.outcome is not None]
+    both = [
+        (each.was_cost_usd, each.cost_usd)
+        for each in known
+        if each.was_cost_usd is not None and each.cost_usd is not None
+    ]
+    return {
+        "n": len(found),
+        "same": sum(each.is_same for each in found),
+        "other": sum(each.is_known and not each.is_same for each in found),
+        "unknown": len(found) - len(known),
+        "judged": len(judged),
+        "mean_outcome": fmean(judged) if judged else None,
+        "cost_usd_was": sum(was for was, _ in both) if both else None,
+        "cost_usd": sum(cost for _, cost in both) if both else None,
+        "costs_known": len(both),
+    }
+
+
+def _print(found: list[Replayed], shown: list[Replayed], label: str) -> None:
+    from .views import short_id
+
+    if not found:
+        remark(f"No logged decision has a tier of {label}.")
+        return
+    rows = [
+        [short_id(each.decision_id), escape(each.was_tier or "—"), escape(each.tier or "not known"), escape(each.why)]
+        for each in shown
+    ]
+    if rows:
+        table(["id", "was", "would be", "because"], rows, wrap=["because"])
+        stdout().print()
+    facts = _summary(found)
+    lines = [
+        ("decisions", f"{facts['n']:,}"),
+        ("the same tier", f"{facts['same']:,}"),
+        ("another tier", f"{facts['other']:,}"),
+        ("not known", f"{facts['unknown']:,}: a tier would have been asked that was not"),
+    ]
+    if facts["mean_outcome"] is not None:
+        lines.append(
+            ("outcome", f"{facts['mean_outcome']:.3f} on {facts['judged']:,} judged answers that stay the same")
+        )
+    was, cost = facts["cost_usd_was"], facts["cost_usd"]
+    if isinstance(was, float | int) and isinstance(cost, float | int):
+        lines.append(
+            ("cost", f"{usd(cost)} instead of {usd(was)}, on {facts['costs_known']:,} decisions that are known")
+        )
+    for name, value in lines:
+        stdout().print(f"[dim]{name:<16}[/]", end="")
+        stdout().print(value, markup=False)
