@@ -1,6 +1,6 @@
 """Whether intervals from logs cover a policy's true value: logs drawn from real tables, by chance and by a bandit.
 
-    python benchmarks/off_policy.py [--runs 500] [--choices 2000] [--out benchmarks/results]
+    python benchmarks/off_policy.py [--runs 500] [--choices 2000] [--jobs 2] [--out benchmarks/results]
 
 In each run, queries are drawn from a table, one of the recorded models is drawn for each, and its recorded outcome is
 the reward. The policy in question asks far for the three queries in ten where near is least sure, and near otherwise;
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor
 from math import log, sqrt
 from pathlib import Path
 from statistics import fmean
@@ -104,41 +105,46 @@ def one_run(
 
 def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Coverage and width, by table, logging policy and method."""
+    parts = [(name, by, folder, args.runs, args.choices) for name in TABLES for by in ("random", "bandit")]
+    cells: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for found in pool.map(one_part, *zip(*parts, strict=True)):
+            cells += found
+            for cell in found:
+                print({key: cell[key] for key in ("table", "logged_by", "method", "covered", "mean_width")}, flush=True)
+    return cells
+
+
+def one_part(name: str, by: str, folder: Path, num_runs: int, n: int) -> list[dict[str, Any]]:
+    """The cells of one table and logging policy."""
+    file, models, signal = TABLES[name]
+    queries = load(folder, file, models, signal)
+    signals = sorted(signal for signal, _ in queries)
+    is_sure = signals[int(len(signals) * DEFERRED)]
+    truth = fmean(outcomes[models[0] if signal >= is_sure else models[-1]] for signal, outcomes in queries)
+    runs = [one_run(queries, models, is_sure, n=n, seed=seed, by=by) for seed in range(num_runs)]
+    widths = {m: [run[m].interval.high - run[m].interval.low for run in runs] for m in METHODS}
     cells = []
-    for name, (file, models, signal) in TABLES.items():
-        queries = load(folder, file, models, signal)
-        signals = sorted(signal for signal, _ in queries)
-        is_sure = signals[int(len(signals) * DEFERRED)]
-        truth = fmean(outcomes[models[0] if signal >= is_sure else models[-1]] for signal, outcomes in queries)
-        for by in ("random", "bandit"):
-            runs = [one_run(queries, models, is_sure, n=args.choices, seed=seed, by=by) for seed in range(args.runs)]
-            widths = {m: [run[m].interval.high - run[m].interval.low for run in runs] for m in METHODS}
-            for method in METHODS:
-                found = [run[method] for run in runs]
-                covered = fmean(e.interval.low <= truth <= e.interval.high for e in found)
-                bias = fmean(e.value - truth for e in found)
-                cells.append(
-                    {
-                        "table": name,
-                        "queries": len(queries),
-                        "models": list(models),
-                        "logged_by": by,
-                        "method": method,
-                        "truth": round(truth, 5),
-                        "covered": round(covered, 4),
-                        "mean_width": round(fmean(widths[method]), 5),
-                        "narrower_than_snips": round(
-                            fmean(a < b for a, b in zip(widths[method], widths["snips"], strict=True)), 4
-                        ),
-                        "bias": round(bias, 5),
-                        "bias_se": round(sqrt(fmean((e.value - truth) ** 2 for e in found) / len(found)), 5),
-                        "mean_effective_n": round(fmean(e.effective_n for e in found), 1),
-                    }
-                )
-                print(
-                    {key: cells[-1][key] for key in ("table", "logged_by", "method", "covered", "mean_width")},
-                    flush=True,
-                )
+    for method in METHODS:
+        found = [run[method] for run in runs]
+        cells.append(
+            {
+                "table": name,
+                "queries": len(queries),
+                "models": list(models),
+                "logged_by": by,
+                "method": method,
+                "truth": round(truth, 5),
+                "covered": round(fmean(e.interval.low <= truth <= e.interval.high for e in found), 4),
+                "mean_width": round(fmean(widths[method]), 5),
+                "narrower_than_snips": round(
+                    fmean(a < b for a, b in zip(widths[method], widths["snips"], strict=True)), 4
+                ),
+                "bias": round(fmean(e.value - truth for e in found), 5),
+                "bias_se": round(sqrt(fmean((e.value - truth) ** 2 for e in found) / len(found)), 5),
+                "mean_effective_n": round(fmean(e.effective_n for e in found), 1),
+            }
+        )
     return cells
 
 
@@ -169,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--choices", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     folder = data_folder()

@@ -16,11 +16,11 @@ import msgspec
 
 from nearfar.errors import ConfigError, DataError
 
-#: Points of the integral for the probability of being best, among three models or more.
-_GRID = 96
+#: Intervals of the integral for the probability of being best, among three models or more.
+_GRID = 40
 
 #: How far the integral reaches, in standard deviations.
-_REACH = 6.0
+_REACH = 5.0
 
 
 class LinearReward(msgspec.Struct, forbid_unknown_fields=True):
@@ -211,7 +211,8 @@ class ThompsonBandit(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def probabilities_of_being_best(beliefs: Sequence[tuple[float, float]]) -> list[float]:
     """For independent Gaussians, given as (mean, standard deviation), the probability of each to be the largest.
 
-    Two are compared in closed form, more by an integral with an error below 1e-4.
+    Two are compared in closed form, more by an integral that is off by up to some hundredths where one is known far
+    better than another. A bandit that draws by these numbers logs them exactly all the same.
     """
     if len(beliefs) == 2:
         (a, s), (b, t) = beliefs
