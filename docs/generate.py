@@ -145,19 +145,55 @@ def measured() -> str:
 
 
 def _main_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    return iter(())
+    for workload in result["workloads"].values():
+        by_name = {system["name"]: system for system in workload["systems"]}
+        cascade, near, far, chance = (
+            by_name[name] for name in ("cascade", "near alone", "far alone", "random at the same share")
+        )
+        score = workload["score"]
+        interval = score["auroc_interval"]
+        auroc = "not defined" if score["auroc"] is None else f"{score['auroc']:.2f}"
+        if score["auroc"] is not None and interval["low"] is not None:
+            auroc += f" ({interval['low']:.2f} to {interval['high']:.2f})"
+        others = (("near alone", near), ("far alone", far), ("random at the same share", chance))
+        beside = ", ".join(f"{name} {system['accuracy']:.1%}" for name, system in others)
+        yield (
+            f"{workload['title']}: accuracy of the cascade",
+            f"{cascade['accuracy']:.1%} with {cascade['share_near']:.0%} answered near; {beside}",
+            f"{workload['n']} questions, SmolLM2 live, {workload['far']['title']} recorded",
+        )
+        yield f"{workload['title']}: AUROC of the score", auroc, "calibrated on other questions; 95 % interval"
 
 
 def _gateway_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    return iter(())
+    comparison = result["comparison"]
+    loads = {name: each for name, each in comparison.items() if isinstance(each, dict)}
+    conditions = f"medians of {result['runs']} interleaved runs, mock upstream, decision log on"
+    for field, what, form in (
+        ("throughput_over_passthrough", "throughput over a bare Starlette + aiohttp pass-through", "{:.2f} ×"),
+        ("added_p50_over_passthrough", "median latency added, over what the pass-through adds", "{:.1f} ×"),
+        ("throughput_over_litellm", "throughput over LiteLLM's proxy", "{:.1f} ×"),
+    ):
+        shown = [f"{name}: {form.format(each[field])}" for name, each in loads.items() if field in each]
+        if shown:
+            yield f"gateway: {what}", "; ".join(shown), conditions
+    if "peak_rss_bytes" in comparison:
+        yield "gateway: peak memory without a model", f"{comparison['peak_rss_bytes'] / 1e6:.0f} MB", conditions
 
 
 def _startup_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    return iter(())
+    for what, ratio in result["ratios"].items():
+        yield what, f"{ratio:.2f} ×", f"medians of {result['runs']} runs"
 
 
 def _batch_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    return iter(())
+    largest = max(result["runs"], key=lambda run: run["records"])
+    smallest = min(result["runs"], key=lambda run: run["records"])
+    yield (
+        f"batch of {largest['records']:,} replayed records",
+        f"{largest['records_per_s']:,.0f} records a second, peak {largest['peak_rss_mb']:.0f} MB",
+        f"peak at {smallest['records']:,} records: {smallest['peak_rss_mb']:.0f} MB",
+    )
 
 
 if __name__ == "__main__":
