@@ -27,6 +27,8 @@ class MethodChoice(StrEnum):
 
     logistic = "logistic"
     isotonic = "isotonic"
+    temperature = "temperature"
+    beta = "beta"
 
 
 def calibrate(

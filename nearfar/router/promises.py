@@ -9,7 +9,7 @@ from nearfar import __version__
 from nearfar.errors import ConfigError, DataError
 from nearfar.types import Threshold, ThresholdFitter
 
-from .calibration import fit_logistic
+from .fits import fit_logistic
 from .guarantees import AcceptedError, MeanCost, QualityLoss, Target
 from .paired import PairedOutcomes
 from .policies import DataFingerprint, Policy, TierPolicy

@@ -6,10 +6,10 @@ Knows nothing about how they are fitted; `calibration` does.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import exp, isfinite
-from typing import TypeAlias
+from math import exp, isfinite, log, log1p
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -160,8 +160,138 @@ class IsotonicScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
         return min(high, max(low, y0 + share * (y1 - y0)))
 
 
+#: How a signal states a probability.
+Scale: TypeAlias = Literal["probability", "log_probability"]
+
+
+class TemperatureScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="temperature", tag_field="kind"):
+    """A stated probability made less, or more, extreme: its log-odds over a temperature.
+
+    Attributes:
+        signal: name of the signal.
+        scale: how it states the probability.
+        temperature: above zero; 1 changes nothing, more is less sure.
+
+    Raises:
+        ValueError: the temperature is not above zero or not finite.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2, for one probability.
+    """
+
+    signal: str
+    scale: Scale
+    temperature: float
+
+    def __post_init__(self) -> None:
+        _require_finite("temperature", (self.temperature,))
+        if self.temperature <= 0:
+            raise ValueError("temperature must be above zero")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: it was fitted to outcomes."""
+        return True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return (self.signal,)
+
+    def score(self, signals: Signals) -> float | None:
+        """The probability in [0, 1]; None where the signal is missing or states none."""
+        logs = stated(signals.get(self.signal), self.scale)
+        return None if logs is None else _sigmoid((logs[0] - logs[1]) / self.temperature)
+
+
+class BetaScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beta", tag_field="kind"):
+    """A stated probability p on a curve with its own slope at either end: a·ln p − b·ln(1 − p) + c, as log-odds.
+
+    Attributes:
+        signal: name of the signal.
+        scale: how it states the probability.
+        a: at least zero; the slope towards 0.
+        b: at least zero; the slope towards 1.
+        c: log-odds where both logarithms are 0.
+
+    Raises:
+        ValueError: a number is not finite, or a slope is below zero.
+
+    Source: Kull, Silva Filho and Flach 2017, "Beta calibration", AISTATS.
+    """
+
+    signal: str
+    scale: Scale
+    a: float
+    b: float
+    c: float
+
+    def __post_init__(self) -> None:
+        _require_finite("a, b and c", (self.a, self.b, self.c))
+        if min(self.a, self.b) < 0:
+            raise ValueError("a and b must be at least zero")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: it was fitted to outcomes."""
+        return True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return (self.signal,)
+
+    def score(self, signals: Signals) -> float | None:
+        """The probability in [0, 1]; None where the signal is missing or states none."""
+        logs = stated(signals.get(self.signal), self.scale)
+        return None if logs is None else _sigmoid(self.a * logs[0] - self.b * logs[1] + self.c)
+
+
+class GroupedScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="grouped", tag_field="kind"):
+    """Another scorer's log-odds, shifted by group; a group without a shift of its own has none.
+
+    Attributes:
+        base: scores without regard to the group.
+        group: name of the signal that numbers the groups.
+        shifts: by the group's number, as text; log-odds, shrunk towards 0.
+
+    Raises:
+        ValueError: a shift is not finite.
+
+    Source: Gelman and Hill 2007, "Data analysis using regression and multilevel models", chapter 12.
+    """
+
+    base: LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer
+    group: str
+    shifts: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        _require_finite("shifts", tuple(self.shifts.values()))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: it was fitted to outcomes."""
+        return True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return (*self.base.signals, self.group)
+
+    def score(self, signals: Signals) -> float | None:
+        """The probability in [0, 1]; None where the base has none or the group is missing."""
+        score, group = self.base.score(signals), signals.get(self.group)
+        if score is None or group is None:
+            return None
+        return _sigmoid(log_odds(score) + self.shifts.get(group_key(group), 0.0))
+
+
 #: Every scorer that a policy file may hold, told apart by its `kind`.
-AnyScorer: TypeAlias = MeanProbability | LogisticScorer | IsotonicScorer
+AnyScorer: TypeAlias = (
+    MeanProbability | LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer | GroupedScorer
+)
+
+#: Stated probabilities are held this far from 0 and 1, where their log-odds would be infinite.
+_EDGE = 1e-9
 
 _decoder: msgspec.json.Decoder[AnyScorer] = msgspec.json.Decoder(AnyScorer)
 
@@ -181,6 +311,31 @@ def from_json(data: bytes | str) -> AnyScorer:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise DataError(f"Not a scorer: {exc}. Fit it anew: nearfar calibrate.") from exc
+
+
+def stated(value: float | None, scale: Scale) -> tuple[float, float] | None:
+    """The logarithms of a stated probability and of its complement; None where nothing is stated."""
+    if value is None or not isfinite(value):
+        return None
+    if scale == "log_probability":
+        if value > 1e-9:
+            return None
+        value = exp(value)
+    if not 0 <= value <= 1:
+        return None
+    value = min(max(value, _EDGE), 1 - _EDGE)
+    return log(value), log1p(-value)
+
+
+def log_odds(score: float) -> float:
+    """Of a probability, held off 0 and 1."""
+    score = min(max(score, _EDGE), 1 - _EDGE)
+    return log(score) - log1p(-score)
+
+
+def group_key(group: float) -> str:
+    """A group's number as the policy file writes it."""
+    return f"{group:g}"
 
 
 def _sigmoid(x: float) -> float:

@@ -10,6 +10,9 @@ import sys
 import pytest
 
 from nearfar.errors import ConfigError, DataError
+from nearfar.router.calibration import calibrate
+from nearfar.router.guarantees import AcceptedError
+from nearfar.router.labels import LabelledAnswer
 from nearfar.router.paired import load_paired
 from nearfar.router.policies import Policy
 from nearfar.router.promises import fit_promise, promise_policy
@@ -182,6 +185,34 @@ def test_the_same_model_twice_is_refused(table):
         load(table(rows_of(20)), far="small")
     with pytest.raises(ConfigError, match="No column 'answer'"):
         load(table(rows_of(20)), columns={"answer": "x"})
+
+
+def test_a_promise_takes_the_place_of_the_default_rule():
+    """`calibrate` carries a fitter's guarantee into the policy, and says what out-of-fold scores assume besides."""
+    rows = [row for row in rows_of(800) if row["model"] == "small"]
+    examples = [LabelledAnswer({"mean_logprob": math.log(row["sure"])}, float(row["correct"])) for row in rows]
+
+    policy, report = calibrate(
+        examples, tier="small", model="small", method="beta", signals=["mean_logprob"], fitter=AcceptedError(0.1, 0.1)
+    )
+
+    tier = policy.tiers["small"]
+    assert tier.threshold == report.threshold.value is not None
+    assert tier.guarantee["target"] == "accepted-error"
+    assert tier.guarantee["scores"] == "out of fold"
+    assert len(tier.guarantee["assumptions"]) == 3
+
+
+@pytest.mark.parametrize("method", ["temperature", "beta"])
+def test_a_signal_that_states_no_probability_has_no_temperature(method):
+    """Temperature and beta need a probability or its logarithm."""
+    rows = [row for row in rows_of(200) if row["model"] == "small"]
+    examples = [LabelledAnswer({"length": 100 * row["sure"]}, float(row["correct"])) for row in rows]
+
+    with pytest.raises(DataError, match="neither a probability"):
+        calibrate(examples, tier="small", model="small", method=method, signals=["length"])
+    with pytest.raises(ConfigError, match="reads one signal"):
+        calibrate(examples, tier="small", model="small", method=method, signals=["length", "other"])
 
 
 def command(*arguments):
