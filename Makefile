@@ -29,7 +29,7 @@ format: $(VENV)/.dev ## make the formatter and the linter's fixes
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 soak: $(VENV)/.dev ## the large counts
-	$(BIN)/pytest -m soak --timeout 3600
+	$(BIN)/pytest -m soak --timeout 3600 --results benchmarks/results/soak.json
 
 bench: $(VENV)/.dev bench-main ## every published number, into benchmarks/results
 	$(BIN)/python benchmarks/startup.py

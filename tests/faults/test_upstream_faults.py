@@ -3,6 +3,7 @@
 import asyncio
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -309,13 +310,17 @@ async def test_a_hundred_requests_with_random_faults(upstream: HostileUpstream, 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-async def test_a_thousand_requests_with_random_faults(upstream: HostileUpstream, cascades: Cascades) -> None:
+async def test_a_thousand_requests_with_random_faults(
+    upstream: HostileUpstream, cascades: Cascades, record_property: Callable[[str, object], None]
+) -> None:
     """None lost, none hung, one record each."""
-    await storm(upstream, cascades, num_requests=1000)
+    ends = await storm(upstream, cascades, num_requests=1000)
+    for end, count in sorted(ends.items()):
+        record_property(end, count)
 
 
-async def storm(upstream: HostileUpstream, cascades: Cascades, *, num_requests: int) -> None:
-    """Sends requests with random faults by random doors, 32 at a time; the askers of a tenth give up early."""
+async def storm(upstream: HostileUpstream, cascades: Cascades, *, num_requests: int) -> Counter[str]:
+    """How requests with random faults by random doors end, 32 at a time; the askers of a tenth give up early."""
     chance = random.Random(20261121)
     places = asyncio.Semaphore(32)
     ends: dict[str, str] = {}
@@ -349,3 +354,4 @@ async def storm(upstream: HostileUpstream, cascades: Cascades, *, num_requests: 
     for session, end in ends.items():
         assert end in (statuses[session], "cancelled")  # who gives up at the last moment leaves an answered record
     assert set(ends.values()) == {"answered", "failed", "cancelled"}
+    return Counter(ends.values())
