@@ -1,6 +1,6 @@
 """How often the monitor cries wolf, and how soon it sees a drop: streams drawn from real tables.
 
-    python benchmarks/drift.py [--streams 1000] [--length 5000] [--out benchmarks/results]
+    python benchmarks/drift.py [--streams 1000] [--length 5000] [--jobs 2] [--out benchmarks/results]
 
 Null streams of outcomes have an error rate of exactly alpha, the hardest case in which nothing is wrong; null streams
 of signals are drawn from a table in random order. Then the accuracy of accepted answers drops by 5 or 10 points after
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor
 from math import sqrt
 from pathlib import Path
 from statistics import median, quantiles
@@ -131,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--length", type=int, default=5000)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     folder = data_folder()
@@ -141,15 +143,14 @@ def main() -> None:
         "length": args.length,
         "false_alarm_rate": RATE,
         "outcomes_before_the_change": BEFORE,
-        "errors": [],
-        "signals": [],
     }
-    for alpha in (0.02, 0.05, 0.1):
-        results["errors"].append(errors(folder, alpha, args.streams, args.length))
-        print(results["errors"][-1], flush=True)
-    for where in SHIFTS:
-        results["signals"].append(shift(folder, *where, args.streams, args.length))
-        print(results["signals"][-1], flush=True)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        drops = [pool.submit(errors, folder, alpha, args.streams, args.length) for alpha in (0.02, 0.05, 0.1)]
+        shifts = [pool.submit(shift, folder, *where, args.streams, args.length) for where in SHIFTS]
+        results["errors"] = [task.result() for task in drops]
+        results["signals"] = [task.result() for task in shifts]
+    for cell in (*results["errors"], *results["signals"]):
+        print(cell)
     results["wall_s"] = round(time.perf_counter() - started, 1)
     print(f"written to {save(results, 'drift', args.out).name}")
 

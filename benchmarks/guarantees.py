@@ -387,7 +387,7 @@ def main() -> None:
         "quality_loss": quality_loss(args, tables),
     }
     results["wall_s"] = round(time.perf_counter() - started, 1)
-    path = save(results, "guarantees", args.out)
+    path = save(results, "guarantees" if args.labels == 1000 else f"guarantees_{args.labels}", args.out)
     for method, figures in results["accepted_error"]["summary"].items():
         print(f"{method:40} {figures}")
     print(f"written to {path.name}")

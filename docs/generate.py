@@ -1,4 +1,4 @@
-"""Writes the documents that are made from something else: the command reference and the README's measured table.
+"""Writes the documents that are made from something else: the command reference and the measured tables.
 
     python docs/generate.py            write them
     python docs/generate.py --check    fail if one is not what it would be
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import typer
+from guarantee_tables import guarantee_documents
 from typer.models import ArgumentInfo, ParameterInfo
 
 from nearfar.cli.app import app
@@ -49,6 +50,7 @@ def main() -> int:
 def documents() -> Iterator[tuple[Path, str]]:
     """Each generated document with its text."""
     yield ROOT / "docs" / "cli.md", cli_reference()
+    yield from guarantee_documents()
     readme = ROOT / "README.md"
     text = readme.read_text()
     if BEGIN in text:
