@@ -614,6 +614,8 @@ class _Assembly:
 
 def _others(fields: Mapping[str, Raw], known: frozenset[str]) -> dict[str, Any]:
     """The fields that are not known and not empty."""
+    if fields.keys() <= known:
+        return {}
     values = {key: msgspec.json.decode(raw) for key, raw in fields.items() if key not in known}
     return {key: value for key, value in values.items() if value is not None and value not in ([], {}, "")}
 

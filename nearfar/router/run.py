@@ -537,7 +537,8 @@ class Run:
         self, answer: Answer, judgement: _Judgement, reason: DecisionReason, status: Status = "answered"
     ) -> StreamEnd:
         step = self._steps[-1]
-        decision = self._record(status, reason, replace(step, score=judgement.score))
+        given_step = step if step.score == judgement.score else replace(step, score=judgement.score)
+        decision = self._record(status, reason, given_step)
         await self._journal.flush()
         given = self._best if status == "answered" and self._best is not None else answer
         return StreamEnd(

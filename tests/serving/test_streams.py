@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from nearfar.serving.gateway.streams import EventStream, FlushedBeforeWaiting
+from nearfar.serving.gateway.streams import GONE, CancelWhenGone, EventStream, FlushedBeforeWaiting
 
 
 class Wire:
@@ -137,3 +137,46 @@ async def test_a_generator_may_finish_in_spite_of_a_cancellation():
     await task
 
     assert b"".join(wire.bodies) == b"onetimed out"
+
+
+@pytest.mark.parametrize("tells", [False, True], ids=["asked", "told"])
+async def test_a_task_ends_quietly_when_its_client_goes(tells):
+    """Whether the server tells by itself, as ours does, or has to be asked for events, as any other."""
+    gone = asyncio.Event()
+    listeners = set()
+    scope = {"extensions": {GONE: listeners}} if tells else {}
+    begun = asyncio.Event()
+
+    async def receive():
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def handle():
+        with CancelWhenGone(scope, receive) as watch:
+            begun.set()
+            await asyncio.sleep(60)
+        return watch.is_gone
+
+    task = asyncio.create_task(handle())
+    await begun.wait()
+    gone.set()
+    for call in tuple(listeners):
+        call()
+
+    assert await task
+    assert not listeners
+
+
+async def test_a_cancellation_that_is_not_the_clients_is_passed_on():
+    """A server that shuts down cancels its tasks; that is no client's doing."""
+
+    async def handle():
+        with CancelWhenGone({"extensions": {GONE: set()}}, asyncio.Event().wait):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(handle())
+    await asyncio.sleep(0)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task

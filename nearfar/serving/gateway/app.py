@@ -155,7 +155,7 @@ class Gateway:
         if wire is not None or path == "/v1/route":
             if method != "POST":
                 return _wrong_method(method, "POST")
-            return await self._with_body(wire, headers, receive, send)
+            return await self._with_body(wire, scope, headers, receive, send)
         page = self._pages.get(path)
         is_model = path.startswith(_MODELS) and len(path) > len(_MODELS)
         if page is None and path != "/health/live" and not is_model:
@@ -173,7 +173,7 @@ class Gateway:
     # --- answers -----------------------------------------------------------------------------------------------------
 
     async def _with_body(
-        self, wire: _Wire | None, headers: dict[bytes, bytes], receive: Receive, send: Send
+        self, wire: _Wire | None, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> Problem | None:
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             message = "Send the body as `Content-Type: application/json`."
@@ -191,17 +191,17 @@ class Gateway:
                 return body
             if wire is None:
                 return await self._route(body, send)
-            return await self._answer(wire, body, receive, send)
+            return await self._answer(wire, body, scope, receive, send)
         finally:
             self._in_flight -= 1
 
-    async def _answer(self, wire: _Wire, body: bytes, receive: Receive, send: Send) -> Problem | None:
+    async def _answer(self, wire: _Wire, body: bytes, scope: Scope, receive: Receive, send: Send) -> Problem | None:
         started = time.perf_counter()
         try:
             call = wire.parse(body, self._settings.request_timeout_s)
         except RequestError as exc:
             return problem_of(exc, wire.param_names)
-        with CancelWhenGone(receive) as watch:
+        with CancelWhenGone(scope, receive) as watch:
             try:
                 if call.stream:
                     return await self._stream(call, wire, started, send)

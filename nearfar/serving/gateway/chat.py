@@ -33,6 +33,7 @@ from nearfar.types import (
 from .problems import Problem
 from .schemas import (
     CONSTRAINT_NAMES,
+    NO_CONSTRAINTS,
     NOTES,
     Count,
     FunctionSpec,
@@ -141,6 +142,10 @@ class _ChatRequest(Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
 
 
+#: Fields that need no look besides their type's.
+_PLAIN = frozenset(_ChatRequest.__struct_fields__)
+_NOTHING: Mapping[str, Any] = {}
+
 #: What nearfar knows of this wire, whether it honours or refuses it.
 FIELDS = frozenset({*_ChatRequest.__struct_fields__, "nearfar", "metadata", *NOTES, *_UNSUPPORTED})
 
@@ -172,43 +177,47 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
         RequestError: the body is wrong or asks for what nearfar does not do; `param` names the field.
     """
     raw = parse_object(body)
-    refuse_fields(raw, _UNSUPPORTED)
-    check_service_tier(raw)
-    limits = constraints(raw)
+    limits, metadata, extra = NO_CONSTRAINTS, _NOTHING, _NOTHING
+    if not raw.keys() <= _PLAIN:
+        refuse_fields(raw, _UNSUPPORTED)
+        check_service_tier(raw)
+        limits, metadata, extra = constraints(raw), notes(raw), unknown_fields(raw, FIELDS)
     request = convert(raw, _ChatRequest)
-    check_stream_options(request.stream_options, stream=bool(request.stream))
+    options = request.stream_options
+    check_stream_options(options, stream=bool(request.stream))
     if request.n not in {None, 1}:
         raise UnsupportedOption(f"`n` must be 1, not {request.n!r}: nearfar gives one answer.", param="n")
     if request.modalities not in (None, [], ["text"]):
         raise UnsupportedOption("`modalities` other than text are not supported: answers are text.", param="modalities")
     query = Query(
         _messages(request.messages, raw["messages"]),
-        model=request.model,
-        tools=_tools(request.tools),
-        tool_choice=_tool_choice(request),
-        parallel_tool_calls=request.parallel_tool_calls,
-        response_format=_format(request.response_format),
-        sampling=_sampling(request, unknown_fields(raw, FIELDS)),
-        budget_usd=limits.budget_usd,
-        deadline_s=min(limits.deadline_s or most_s, most_s),
-        privacy=limits.privacy or "any",
-        quality=limits.quality,
-        session=limits.session,
-        when_unsure=limits.when_unsure or "best",
-        metadata=notes(raw),
+        request.model,
+        _tools(request.tools) if request.tools else (),
+        None if request.tool_choice is None else _tool_choice(request),
+        request.parallel_tool_calls,
+        _format(request.response_format),
+        _sampling(request, extra),
+        limits.budget_usd,
+        min(limits.deadline_s or most_s, most_s),
+        limits.privacy or "any",
+        limits.quality,
+        limits.session,
+        limits.when_unsure or "best",
+        metadata,
     )
-    options = request.stream_options
     return ChatCall(query, bool(request.stream), bool(options and options.include_usage))
 
 
 def _messages(messages: Sequence[_Message], raw: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    return tuple(
-        _message(message, wire, f"messages[{i}]") for i, (message, wire) in enumerate(zip(messages, raw, strict=True))
-    )
+    return tuple([_message(messages[i], wire, i) for i, wire in enumerate(raw)])
 
 
-def _message(message: _Message, wire: Mapping[str, Any], at: str) -> Message:
+def _message(message: _Message, wire: Mapping[str, Any], index: int) -> Message:
     role = _ROLES.get(message.role)
+    content = message.content
+    if role is not None and role != "tool" and len(wire) == 2 and isinstance(content, str):
+        return Message(role, content)  # nearly all: a role and a text
+    at = f"messages[{index}]"
     if role is None:
         hint = " It is the old name of 'tool'." if message.role == "function" else ""
         raise UnsupportedOption(
@@ -225,14 +234,13 @@ def _message(message: _Message, wire: Mapping[str, Any], at: str) -> Message:
         raise UnsupportedOption(
             f"`{at}.function_call` is the old name of tool calls; use `tool_calls`.", param=f"{at}.function_call"
         )
-    content = message.content
     return Message(
         role,
         content if isinstance(content, str) else _parts(content or (), at),
         tuple(_call(call, f"{at}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls or ())),
         message.tool_call_id,
         message.name,
-        unknown_fields(wire, _MESSAGE_FIELDS) if len(wire) > 2 else {},
+        unknown_fields(wire, _MESSAGE_FIELDS),
     )
 
 

@@ -21,6 +21,7 @@ from nearfar.router.router import Router
 from .app import create_app
 from .problems import Problem, invalid
 from .settings import GatewaySettings
+from .streams import GONE
 
 #: Longer than clients keep an idle connection, so that it is they who close it: a request sent into a closing
 #: connection is lost. Five seconds in httpx, four in Node.
@@ -214,6 +215,12 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         self.receiving_since = self.loop.time()
+        self._gone: set[Callable[[], None]] = set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for call in tuple(self._gone):
+            call()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -227,6 +234,7 @@ class _Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self.receiving_since = self.loop.time()
         super().on_message_begin()
+        self.scope["extensions"] = {GONE: self._gone}  # type: ignore[dict-item]  # ours is a set
 
     def on_headers_complete(self) -> None:
         self._has_head = True

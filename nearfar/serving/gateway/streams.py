@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from .replies import Headers, Receive, Send
+from .replies import Headers, Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -144,15 +144,23 @@ class FlushedBeforeWaiting(Generic[T]):
                 return done.value  # type: ignore[no-any-return]  # a StopIteration's value is untyped
 
 
+#: The ASGI extension under which our server has what to call when the client goes away: a set of callables.
+GONE = "nearfar.gone"
+
+
 class CancelWhenGone:
     """Cancels the task in its `with` block when the client goes away, and ends the block quietly then.
+
+    Our server tells by itself; of any other, a second task asks.
 
     Attributes:
         is_gone: whether it went.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
+        self._listeners: set[Callable[[], None]] | None = scope.get("extensions", _NO_EXTENSIONS).get(GONE)
+        self._watch: asyncio.Task[None] | None = None
         self.is_gone = False
 
     def __enter__(self) -> Self:
@@ -160,13 +168,19 @@ class CancelWhenGone:
         if task is None:
             raise RuntimeError("requests are handled in tasks")
         self._task = task
-        self._watch = asyncio.get_running_loop().create_task(self._wait())
+        if self._listeners is None:
+            self._watch = asyncio.get_running_loop().create_task(self._wait())
+        else:
+            self._listeners.add(self._cancel)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        self._watch.cancel()
+        if self._listeners is not None:
+            self._listeners.discard(self._cancel)
+        if self._watch is not None:
+            self._watch.cancel()
         if not self.is_gone:
             return False
         self._task.uncancel()
@@ -175,5 +189,11 @@ class CancelWhenGone:
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             continue
+        self._cancel()
+
+    def _cancel(self) -> None:
         self.is_gone = True
         self._task.cancel()
+
+
+_NO_EXTENSIONS: Mapping[str, Any] = {}
