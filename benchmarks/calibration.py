@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
 from provenance import RESULTS, data_folder, provenance, save
-from sklearn.ensemble import HistGradientBoostingClassifier
 
+from nearfar.router.boosting import fit_boosted
 from nearfar.router.evaluation import auroc, bootstrap_interval, brier, expected_calibration_error
 from nearfar.router.fits import fit_isotonic, fit_logistic
 from nearfar.router.recalibration import fit_beta, fit_platt, fit_temperature
 
 Rows: TypeAlias = list[dict[str, float]]
-Score: TypeAlias = Callable[[dict[str, float]], float]
+Score: TypeAlias = Callable[[dict[str, float]], float | None]
 
 #: file, model, signals, and for each whether a surer answer has more of it (1), less (-1), or nobody knows (0)
 TABLES = {
@@ -68,29 +68,6 @@ def load(folder: Path, file: str, model: str, signals: Sequence[str]) -> tuple[R
     return rows, outcomes, folds
 
 
-def boosted(rows: Rows, outcomes: list[float], signs: dict[str, int]) -> Score:
-    """Gradient boosting whose scores rise, or fall, with each signal as they should."""
-    names = list(signs)
-    model = HistGradientBoostingClassifier(
-        learning_rate=0.05, max_iter=150, max_leaf_nodes=8, min_samples_leaf=40, l2_regularization=1.0,
-        monotonic_cst=[signs[name] for name in names], random_state=0,
-    ).fit([[row[name] for name in names] for row in rows], outcomes)  # fmt: skip
-    known: dict[tuple[float, ...], float] = {}
-
-    def score(row: dict[str, float]) -> float:
-        key = tuple(row[name] for name in names)
-        if key not in known:
-            known[key] = float(model.predict_proba([list(key)])[0, 1])
-        return known[key]
-
-    def score_all(rows: Rows) -> None:
-        keys = [tuple(row[name] for name in names) for row in rows]
-        known.update(zip(keys, model.predict_proba([list(key) for key in keys])[:, 1].tolist(), strict=True))
-
-    score.score_all = score_all  # type: ignore[attr-defined]
-    return score
-
-
 def fits(signs: dict[str, int]) -> dict[str, Callable[[Rows, list[float]], Score]]:
     """By name, what makes a score of rows and outcomes."""
     first = next(iter(signs))
@@ -100,7 +77,7 @@ def fits(signs: dict[str, int]) -> dict[str, Callable[[Rows, list[float]], Score
         "Platt": lambda rows, outcomes: fit_platt(rows, outcomes, signal=first).score,
         "isotonic": lambda rows, outcomes: fit_isotonic(rows, outcomes, signal=first).score,
         "beta": lambda rows, outcomes: fit_beta(rows, outcomes, signal=first, scale="probability").score,
-        "boosting": lambda rows, outcomes: boosted(rows, outcomes, signs),
+        "boosting": lambda rows, outcomes: fit_boosted(rows, outcomes, signals=list(signs), directions=signs).score,
     }
     if len(signs) > 1:
         found["logistic"] = lambda rows, outcomes: fit_logistic(rows, outcomes, signals=list(signs)).score
@@ -123,8 +100,6 @@ def main() -> None:
                 inside = [i for i in range(len(rows)) if folds[i] != fold]
                 outside = [i for i in range(len(rows)) if folds[i] == fold]
                 score = fit([rows[i] for i in inside], [outcomes[i] for i in inside])
-                if hasattr(score, "score_all"):
-                    score.score_all([rows[i] for i in outside])
                 for i in outside:
                     scores[i] = score(rows[i])
             interval = bootstrap_interval(brier, scores, outcomes, resamples=200)

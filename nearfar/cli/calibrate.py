@@ -26,6 +26,7 @@ class MethodChoice(StrEnum):
     """What is fitted."""
 
     logistic = "logistic"
+    boosting = "boosting"
     isotonic = "isotonic"
     temperature = "temperature"
     beta = "beta"

@@ -18,6 +18,7 @@ from nearfar import __version__
 from nearfar.errors import ConfigError
 from nearfar.types import Signals, Threshold, ThresholdFitter
 
+from .boosting import boosted
 from .evaluation import Bin, Interval, auroc, bootstrap_interval, brier, expected_calibration_error, reliability_table
 from .fits import DEFAULT_SIGNAL, DEFAULT_SIGNALS, MIN_PER_SIGNAL, check, fit_isotonic, fit_logistic, isotonic, logistic
 from .labels import LabelledAnswer, fingerprint, load_examples
@@ -40,8 +41,10 @@ __all__ = [
     "load_examples",
 ]
 
-#: "logistic" reads several signals, the others one; "temperature" and "beta" one that states a probability.
-Method: TypeAlias = Literal["logistic", "isotonic", "temperature", "beta"]
+#: "logistic" and "boosting" read several signals, the others one; "temperature" and "beta" one that is a probability.
+Method: TypeAlias = Literal["logistic", "boosting", "isotonic", "temperature", "beta"]
+
+_OF_SEVERAL = frozenset({"logistic", "boosting"})
 
 #: Folds of the out-of-fold figures. Kohavi 1995, "A study of cross-validation and bootstrap for accuracy estimation".
 NUM_FOLDS = 5
@@ -114,6 +117,8 @@ def calibrate(
         match method:
             case "logistic":
                 return logistic(some_rows, some_outcomes, names)
+            case "boosting":
+                return boosted(some_rows, some_outcomes, names)
             case "isotonic":
                 return isotonic(some_rows, some_outcomes, names[0])
             case "temperature":
@@ -170,10 +175,10 @@ def _chosen(
         names = tuple(signals)
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"signals must be distinct names, at least one, not {names!r}.")
-        if method != "logistic" and len(names) != 1:
+        if method not in _OF_SEVERAL and len(names) != 1:
             raise ConfigError(f"The method {method!r} reads one signal, not {len(names)}. Name one, or fit logistic.")
         return names
-    if method != "logistic":
+    if method not in _OF_SEVERAL:
         return (DEFAULT_SIGNAL,)
     told: dict[tuple[float | None, ...], str] = {}
     for name in DEFAULT_SIGNALS:

@@ -246,6 +246,90 @@ class BetaScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="b
         return None if logs is None else _sigmoid(self.a * logs[0] - self.b * logs[1] + self.c)
 
 
+class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A decision tree as columns, the root first.
+
+    Attributes:
+        feature: index of the feature that a node asks for; -1: a leaf.
+        threshold: to the left where the feature ≤ this.
+        left: index of the left child.
+        right: index of the right child.
+        value: log-odds that a leaf adds.
+
+    Raises:
+        ValueError: columns of different lengths, a child before its parent, or a number that is not finite.
+    """
+
+    feature: tuple[int, ...]
+    threshold: tuple[float, ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    value: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.feature)
+        if not n or any(len(column) != n for column in (self.threshold, self.left, self.right, self.value)):
+            raise ValueError("a tree's columns must be as long as each other, and not empty")
+        _require_finite("values", self.value)
+        _require_finite("thresholds", self.threshold)
+        for i, feature in enumerate(self.feature):
+            if feature >= 0 and not (i < self.left[i] < n and i < self.right[i] < n):
+                raise ValueError("a tree's children must come after their parent")
+
+    def add(self, row: Sequence[float]) -> float:
+        """The log-odds of the leaf that the row falls into."""
+        node = 0
+        while (feature := self.feature[node]) >= 0:
+            node = self.left[node] if row[feature] <= self.threshold[node] else self.right[node]
+        return self.value[node]
+
+
+class BoostedScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="boosted", tag_field="kind"):
+    """Gradient-boosted trees over signals.
+
+    Attributes:
+        features: names of the signals.
+        intercept: log-odds before any tree.
+        trees: each adds log-odds.
+
+    Raises:
+        ValueError: names that are not distinct, or a tree that asks for another feature.
+
+    Source: Friedman 2001, "Greedy function approximation: a gradient boosting machine".
+    """
+
+    features: tuple[str, ...]
+    intercept: float
+    trees: tuple[Tree, ...]
+
+    def __post_init__(self) -> None:
+        if not self.features or len(set(self.features)) != len(self.features):
+            raise ValueError(f"features must be distinct names, at least one, not {self.features!r}")
+        _require_finite("intercept", (self.intercept,))
+        if any(max(tree.feature) >= len(self.features) for tree in self.trees):
+            raise ValueError("a tree asks for a feature that is not there")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: it was fitted to outcomes."""
+        return True
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return self.features
+
+    def score(self, signals: Signals) -> float | None:
+        """The probability in [0, 1]; None where a signal is missing or not finite."""
+        row = []
+        for name in self.features:
+            value = signals.get(name)
+            if value is None or not isfinite(value):
+                return None
+            row.append(value)
+        return _sigmoid(self.intercept + sum(tree.add(row) for tree in self.trees))
+
+
 class GroupedScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="grouped", tag_field="kind"):
     """Another scorer's log-odds, shifted by group; a group without a shift of its own has none.
 
@@ -260,7 +344,7 @@ class GroupedScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     Source: Gelman and Hill 2007, "Data analysis using regression and multilevel models", chapter 12.
     """
 
-    base: LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer
+    base: LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer | BoostedScorer
     group: str
     shifts: Mapping[str, float]
 
@@ -287,7 +371,7 @@ class GroupedScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 
 #: Every scorer that a policy file may hold, told apart by its `kind`.
 AnyScorer: TypeAlias = (
-    MeanProbability | LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer | GroupedScorer
+    MeanProbability | LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer | BoostedScorer | GroupedScorer
 )
 
 #: Stated probabilities are held this far from 0 and 1, where their log-odds would be infinite.

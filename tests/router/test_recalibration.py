@@ -8,9 +8,20 @@ from hypothesis import given
 from hypothesis.strategies import floats, sampled_from
 
 from nearfar.errors import DataError
+from nearfar.router.boosting import fit_boosted
 from nearfar.router.evaluation import brier
+from nearfar.router.fits import fit_logistic
 from nearfar.router.recalibration import fit_beta, fit_grouped, fit_platt, fit_temperature
-from nearfar.router.scorers import BetaScorer, GroupedScorer, TemperatureScorer, from_json, log_odds, to_json
+from nearfar.router.scorers import (
+    BetaScorer,
+    BoostedScorer,
+    GroupedScorer,
+    TemperatureScorer,
+    Tree,
+    from_json,
+    log_odds,
+    to_json,
+)
 
 pytest.importorskip("sklearn.linear_model", reason="fitting needs scikit-learn")
 
@@ -140,3 +151,36 @@ def test_what_cannot_be_fitted_is_refused():
         TemperatureScorer("p", "probability", 0.0)
     with pytest.raises(ValueError, match="at least zero"):
         BetaScorer("p", "probability", -1.0, 0.0, 0.0)
+
+
+# --- boosting
+
+
+def test_boosting_is_monotone_and_beats_a_line_where_the_truth_is_none():
+    """A step is found, more of the signal is never less sure, and noise changes nothing much."""
+    draw = random.Random(0)
+    rows = [{"p": draw.random(), "mean_entropy": draw.random(), "noise": draw.random()} for _ in range(4000)]
+    outcomes = [float(draw.random() < (0.9 if row["p"] > 0.6 and row["mean_entropy"] < 0.5 else 0.2)) for row in rows]
+    names = ["p", "mean_entropy", "noise"]
+
+    trees = fit_boosted(rows, outcomes, signals=names)
+    line = fit_logistic(rows, outcomes, signals=names)
+
+    assert brier([trees.score(r) for r in rows], outcomes) < brier([line.score(r) for r in rows], outcomes) - 0.02
+    for other in (0.1, 0.9):
+        rising = [trees.score({"p": i / 50, "mean_entropy": other, "noise": 0.5}) for i in range(51)]
+        falling = [trees.score({"p": other, "mean_entropy": i / 50, "noise": 0.5}) for i in range(51)]
+        assert rising == sorted(rising)
+        assert falling == sorted(falling, reverse=True)
+    assert from_json(to_json(trees)) == trees
+    assert trees.score({"p": 0.5}) is None
+
+
+def test_trees_that_no_fit_gives_are_refused():
+    """A child before its parent would never end."""
+    with pytest.raises(ValueError, match="after their parent"):
+        Tree((0, -1), (0.5, 0.0), (0, 0), (1, 0), (0.0, 1.0))
+    with pytest.raises(ValueError, match="not there"):
+        BoostedScorer(("a",), 0.0, (Tree((1, -1, -1), (0.5, 0.0, 0.0), (1, 0, 0), (2, 0, 0), (0.0, 1.0, 2.0)),))
+    with pytest.raises(ValueError, match="as long as"):
+        Tree((), (), (), (), ())
