@@ -10,7 +10,7 @@ from typing import Any
 Figures = Mapping[str, Any]
 
 _WIDTH, _HEIGHT = 460, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 14, 46
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1a1f27; --soft: #5b6573; --line: #d9dee5;
@@ -35,6 +35,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+.plots th, .plots td { padding: 5px 6px; font-size: .875rem; }
 th:first-child, td:first-child { text-align: left; }
 th { color: var(--soft); font-weight: 600; font-size: .875rem; }
 tr.ours td { font-weight: 650; }
@@ -74,7 +75,7 @@ def render(results: Figures) -> str:
 somebody's cloud (<em>far</em>) where the score is below a threshold. Here it did so with {counts} real questions. The
 near answers were made live; the far answers are recordings of real ones, so nothing was paid for them.</p>
 {sections}
-{_reading()}
+{_reading(results["machine"])}
 {_origin(results)}
 </main>
 </body>
@@ -152,7 +153,28 @@ def _verdict(workload: Figures, cascade: Figures, near: Figures, far: Figures) -
             f" Without calibration, the default threshold would have kept {_percent(raw['share_near'])} near and been "
             f"right {_percent(raw['accuracy'])} of the time."
         )
-    return f"{fitness} {knows} {stays}, {price}.{aside}"
+    return f"{fitness} {knows} {stays}, {price}.{aside}{_ranking(workload)}{_wasted(workload, kept)}"
+
+
+def _ranking(workload: Figures) -> str:
+    """Whether the score tells right from wrong; silent where it does."""
+    score = workload["score"]
+    low, high = score["auroc_interval"]["low"], score["auroc_interval"]["high"]
+    if low is not None and low > 0.5:
+        return ""
+    if high is not None and high < 0.5:
+        return " The score ranks its answers the wrong way round."
+    return " Which few of its answers are right, the score cannot tell: its ranking may be chance."
+
+
+def _wasted(workload: Figures, kept: float) -> str:
+    """What asking the near model first cost where nothing came of it."""
+    if kept > 0:
+        return ""
+    return (
+        f" Asking it first cost {workload['near_latency_s']['p50']:.1f} s a question and gained nothing: for such "
+        "work, leave this near model out or take a larger one."
+    )
 
 
 def _systems_table(workload: Figures) -> str:
@@ -289,7 +311,7 @@ def _curve_figure(workload: Figures, cascade: Figures) -> str:
         + axes.line([curve[0], curve[-1]], "soft", "7 5", 1.5)
         + axes.line(curve, "near", width=2.5)
         + f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="var(--near)" stroke="var(--card)" stroke-width="2"/>'
-        + f'<text class="tag" x="{x + (-10 if anchor == "end" else 10):.1f}" y="{y + 20:.1f}" '
+        + f'<text class="tag" x="{x + (-10 if anchor == "end" else 10):.1f}" y="{max(y - 14, _TOP + 10):.1f}" '
         f'text-anchor="{anchor}">the policy, here</text>'
     )
     area = workload["area_under_curve"]
@@ -369,15 +391,17 @@ def _histogram_figure(workload: Figures) -> str:
 # --- the rest of the page --------------------------------------------------------------------------------------------
 
 
-def _reading() -> str:
-    return """<section><h2>How to read this</h2>
+def _reading(machine: Figures) -> str:
+    is_busy = machine["load_before"] > machine["cores"] / 2
+    busy = " Other programs kept the machine busy meanwhile, so it is slower here than by itself." if is_busy else ""
+    return f"""<section><h2>How to read this</h2>
 <dl>
 <dt>score</dt><dd>The probability that the near answer is right, as nearfar claims it from how sure the model was of its
 words. It is fitted to labelled answers; the uncalibrated one is the mean probability of the answer's tokens.</dd>
 <dt>threshold</dt><dd>The score below which the far model is asked.</dd>
 <dt>cost</dt><dd>The far model's list price when it was served, at token counts estimated from the text (the exam
 questions' answers: recorded counts). The near model is counted as free: electricity and hardware are not in it.</dd>
-<dt>time</dt><dd>Of the near answers only, two at a time. How long the far model took was not recorded.</dd>
+<dt>time</dt><dd>Of the near answers only, two at a time. How long the far model took was not recorded.{busy}</dd>
 <dt>oracle</dt><dd>The best that any score could do: it knows beforehand where the far answer is better.</dd>
 <dt>interval</dt><dd>Where the true figure lies with 95 % confidence, given how few questions were asked: Wilson's for
 shares, bootstrap for AUROC.</dd>
