@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import ask, batch, calibrate, chat, decisions, demo, doctor, learning, models, serve, settings
+from . import ask, batch, calibrate, chat, decisions, demo, doctor, evaluate, learning, models, serve, settings
 from .console import write
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ _PANELS: dict[str, dict[str, Callable[..., Any]]] = {
         "config": settings.show_config,
         "doctor": doctor.doctor,
         "calibrate": calibrate.calibrate,
+        "evaluate": evaluate.evaluate,
         "demo": demo.demo,
     },
 }

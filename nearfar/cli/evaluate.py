@@ -1,0 +1,213 @@
+"""`nearfar evaluate`: how good a router or a signal is on recorded outcomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nearfar.errors import ConfigError, DataError
+
+from . import options as opt
+from .console import remark, stdout, table, waiting, write_json
+from .run import DONE
+
+if TYPE_CHECKING:
+    from nearfar.router.predictive import PredictiveRouter
+    from nearfar.router.routing_report import Figures, RoutingReport, Scored
+    from nearfar.types import Embedder
+
+
+def evaluate(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="TABLE", help="Outcomes, one row per query and model: JSONL, CSV or parquet."),
+    ],
+    weak: Annotated[str, typer.Option("--weak", help="The cheaper model, as the table names it.")],
+    strong: Annotated[str, typer.Option("--strong", help="The better model, as the table names it.")],
+    router: Annotated[
+        str | None,
+        typer.Option("--router", help="auto, tfidf-ridge, forest, boosting, ridge, logistic, knn, hybrid, …"),
+    ] = None,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option("--signal", help="A column of the weak answer, higher for surer (repeatable with a router)."),
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Fit on this table [default: cross-validation in TABLE].")
+    ] = None,
+    value: Annotated[str, typer.Option("--value", help="The column that says how good an answer was.")] = "correct",
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only rows of this `dataset`.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="Texts by `query_id`, where TABLE has none.")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option("--embedder", help="static or minilm, for routers that embed.")
+    ] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=10, help="Of the bootstrap.")] = 300,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="Write query_id,score; higher: to the strong model.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with plots.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write the router, fitted on --train or on all of TABLE.")
+    ] = None,
+    as_json: opt.JsonOption = False,
+) -> int:
+    """Measure a router or a signal on recorded outcomes.
+
+    APGR is the share of the gap between the models that is recovered, averaged over all shares of strong calls; a
+    random choice has 0.5.
+    """
+    from nearfar.router.routing_report import load_with_texts, report
+
+    signals = tuple(signal or ())
+    if router is None and len(signals) != 1:
+        raise ConfigError("Say what to measure: --router NAME, such as auto, or one --signal COLUMN.")
+    if router is None and (train or save):
+        raise ConfigError("A signal is measured as it is; --train and --save need a --router.")
+
+    def load(path: Path) -> Any:
+        return load_with_texts(
+            path, weak=weak, strong=strong, value=value, dataset=dataset, signals=signals, questions=questions
+        )
+
+    rows = load(source)
+    train_rows = load(train) if train else None
+    found_embedder = _embedder(embedder)
+    with waiting("fitting and measuring"):
+        scored, fitted = _scored(rows, train_rows, router, signals, found_embedder)
+        measured = report(scored, table=source.name, weak=weak, strong=strong, resamples=resamples)
+    if scores:
+        _write_scores(scores, scored)
+    if save and fitted is not None:
+        _save(fitted, save, weak, strong, train_rows if train_rows is not None else rows, found_embedder)
+    if html:
+        from .evaluation_page import render
+
+        _write_text(html, render(measured))
+    if as_json:
+        write_json(_as_json(measured))
+        return DONE
+    _print(measured)
+    for path, what in ((scores, "scores"), (html, "page"), (save, "router")):
+        if path:
+            remark(f"{what} written to {path}")
+    return DONE
+
+
+def _embedder(name: str | None) -> Embedder | None:
+    if name is None:
+        return None
+    from nearfar.retrieval.embedders import Remembered, find_embedder
+
+    return Remembered(find_embedder(name))
+
+
+def _scored(
+    rows: Any, train: Any, router: str | None, signals: tuple[str, ...], embedder: Embedder | None
+) -> tuple[Scored, PredictiveRouter | None]:
+    from nearfar.router.predictive import make
+    from nearfar.router.routing_report import score_by_router, score_by_signal
+
+    if router is None:
+        return score_by_signal(rows, signals[0]), None
+    made = make(router, embedder=embedder, signals=signals)
+    return score_by_router(rows, made, train=train), made
+
+
+def _save(router: PredictiveRouter, path: Path, weak: str, strong: str, rows: Any, embedder: Embedder | None) -> None:
+    from nearfar.router.predictive.files import save
+    from nearfar.router.routing_report import as_examples
+
+    examples = as_examples(rows)
+    save(router.fit(examples), path, weak=weak, strong=strong, examples=examples, embedder=embedder)
+
+
+def _write_scores(path: Path, scored: Scored) -> None:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["query_id", "score"])
+    writer.writerows([row.query_id, repr(score)] for row, score in zip(scored.rows, scored.scores, strict=True))
+    _write_text(path, text.getvalue())
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise DataError(f"Cannot write {str(path)!r}: {exc.strerror or exc}.", path=str(path)) from exc
+
+
+def _as_json(report: RoutingReport) -> dict[str, Any]:
+    """The report's figures; what is not a number (never reached, no gap) is null."""
+    import msgspec
+
+    shown: dict[str, Any] = _finite(msgspec.to_builtins(report))
+    figures, baselines = shown.pop("figures"), shown.pop("baselines")
+    return {
+        "router": figures["name"],
+        **figures["metrics"],
+        "aiq": figures["aiq"],
+        "intervals": figures["intervals"],
+        **shown,
+        "matched_cost": figures["matched"],
+        "curve": [[point["deferred"], point["quality"]] for point in figures["curve"]],
+        "baselines": {
+            each["name"]: {**each["metrics"], "aiq": each["aiq"], "intervals": each["intervals"]} for each in baselines
+        },
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _print(report: RoutingReport) -> None:
+    console = stdout()
+    console.print(
+        f"{report.figures.name} on {report.n:,} queries of {report.table}, {report.how}\n"
+        f"weak   {report.weak}  quality {report.weak_quality:.3f}\n"
+        f"strong {report.strong}  quality {report.strong_quality:.3f}\n",
+        markup=False,
+    )
+    rows = [_row(each) for each in (report.figures, *report.baselines)]
+    table(["", "APGR", "95 %", "CPT50", "CPT80", "AUDC", "AIQ"], rows, right=["APGR", "CPT50", "CPT80", "AUDC", "AIQ"])
+    console.print()
+    for difference in report.differences:
+        low, high = difference.interval.low, difference.interval.high
+        console.print(
+            f"APGR less {difference.to}'s: {difference.apgr:+.3f}  (95 %: {low:+.3f} to {high:+.3f})", markup=False
+        )
+    for matched in report.figures.matched:
+        cost = (
+            "is not reached" if matched.cost != matched.cost else f"spares {matched.saved:.0%} of always-strong's cost"
+        )
+        console.print(f"{matched.share:.0%} of the strong model's quality {cost}", markup=False)
+    console.print(f"[dim]cost: {report.costs}[/]")
+    for note in report.notes:
+        remark(f"note: {note}")
+
+
+def _row(figures: Figures) -> list[str]:
+    metrics, interval = figures.metrics, figures.intervals["apgr"]
+    shown = [
+        figures.name,
+        f"{metrics.apgr:.3f}",
+        f"{interval.low:.3f} – {interval.high:.3f}",
+        f"{metrics.cpt50:.1f}",
+        f"{metrics.cpt80:.1f}",
+        f"{metrics.audc:.4f}",
+        f"{figures.aiq:.4f}",
+    ]
+    return ["–" if cell in ("nan", "nan – nan") else cell for cell in shown]

@@ -1,0 +1,97 @@
+"""`nearfar evaluate`, run as a program on a small table."""
+
+import csv
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("sklearn", reason="routers are fitted with scikit-learn")
+
+
+def nearfar(*arguments):
+    """The command's end: exit code, stdout, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nearfar.cli", "evaluate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Eighty questions in a CSV, two models."""
+    path = tmp_path_factory.mktemp("tables") / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["query_id", "query", "model", "correct", "sure"])
+        for i in range(80):
+            is_hard = i % 3 == 0
+            text = f"{'prove the theorem' if is_hard else 'name the river'} {'abcdefghij'[i % 10]}{'klmnopqr'[i // 10]}"
+            weak = int(not is_hard) if i % 10 else int(is_hard)
+            writer.writerow([i, text, "small", weak, 0.2 + 0.5 * weak + i / 1000])
+            writer.writerow([i, text, "large", int(i % 7 > 0), ""])
+    return path
+
+
+MODELS = ("--weak", "small", "--strong", "large", "--resamples", "20")
+
+
+def test_a_router_is_measured_and_written(table, tmp_path):
+    """JSON on stdout, scores as CSV, a page that stands alone, and a router file."""
+    scores, page, router = tmp_path / "s.csv", tmp_path / "p.html", tmp_path / "r.router"
+
+    code, out, err = nearfar(
+        table, *MODELS, "--router", "auto", "--json", "--scores", scores, "--html", page, "--save", router
+    )
+
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["router"] == "auto"
+    assert found["n"] == 80
+    assert 0.5 < found["apgr"] <= found["baselines"]["oracle"]["apgr"]
+    assert {"cpt50", "cpt80", "audc", "aiq", "intervals", "matched_cost", "curve"} <= set(found)
+    with scores.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["query_id"] for row in rows] == [str(i) for i in range(80)]
+    assert len({float(row["score"]) for row in rows}) > 5
+    text = page.read_text()
+    assert "<svg" in text
+    assert "http" not in text
+    assert "<script" not in text
+    HTMLParser().feed(text)
+    assert router.stat().st_size > 100
+
+
+def test_a_signal_is_measured_as_it_is(table):
+    """A column of the weak answers; the words on the terminal hold the figures."""
+    code, out, _ = nearfar(table, *MODELS, "--signal", "sure")
+
+    assert code == 0
+    assert "sure on 80 queries" in out
+    assert "tfidf-ridge" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--router NAME"),
+        (("--router", "nonsense"), "'tfidf-ridge'"),
+        (("--router", "knn"), "--embedder"),
+        (("--signal", "nothing"), "no column 'nothing'"),
+        (("--router", "auto", "--dataset", "z"), "'z'"),
+        (("--signal", "sure", "--train", "x.csv"), "--train"),
+    ],
+)
+def test_misuse_is_told_in_one_line(table, arguments, words):
+    """What is wrong, what to do, and no traceback."""
+    code, out, err = nearfar(table, *MODELS, *arguments)
+
+    assert code != 0
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
