@@ -16,12 +16,17 @@ from concurrent.futures import ProcessPoolExecutor
 from math import sqrt
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from provenance import RESULTS, data_folder, provenance, save
 
+from nearfar.router import monitor
 from nearfar.router.monitor import ErrorMonitor, ShiftMonitor
+
+Bools: TypeAlias = NDArray[np.bool_]
 
 RATE = 0.05
 BEFORE = 500
@@ -45,40 +50,71 @@ def accepted(folder: Path, alpha: float) -> list[float]:
     return ordered[:best]
 
 
-def outcomes(pool: list[float], error: float, draw: random.Random) -> float:
-    """An outcome from the pool, made wrong (or right) at random so that the error rate is `error` exactly."""
+def streams_of(pool: list[float], error: float, shape: tuple[int, int], draw: np.random.Generator) -> Bools:
+    """Whether each answer is wrong: drawn from the pool, and turned wrong (or right) so that the rate is `error`."""
     base = 1 - sum(pool) / len(pool)
-    outcome = draw.choice(pool)
+    wrong = draw.choice(1 - np.array(pool), shape) > 0
     if error >= base:
-        return outcome if draw.random() >= (error - base) / (1 - base) else 0.0
-    return outcome if outcome or draw.random() < error / base else 1.0
+        return wrong | (draw.random(shape) < (error - base) / (1 - base))
+    return wrong & (draw.random(shape) < error / base)
+
+
+def first_alarms(wrong: Bools, alpha: float) -> NDArray[np.int64]:
+    """By stream, after how many outcomes `ErrorMonitor` raises the alarm; -1: never. All streams at once."""
+    num_streams, length = wrong.shape
+    sample = ErrorMonitor(alpha=alpha, false_alarm_rate=RATE)
+    stakes = np.array(sample._stakes())
+    wealth = np.zeros((num_streams, monitor._MOST_OPEN, len(stakes)))
+    found = np.full(num_streams, -1)
+    num_opened = 0
+    for n in range(length):
+        if n % monitor._OPEN_EVERY == 0:
+            num_opened += 1
+            share = 1 / (num_opened * (num_opened + 1)) / len(stakes)
+            if num_opened <= monitor._MOST_OPEN:
+                wealth[:, num_opened - 1] = share
+            else:  # the poorest makes room, if it is poorer than the new one
+                totals = wealth.sum(axis=2)
+                slot = totals.argmin(axis=1)
+                richer = totals[np.arange(num_streams), slot] < share * len(stakes)
+                wealth[richer, slot[richer]] = share
+        wealth *= (1 + stakes * (wrong[:, n, None] - alpha))[:, None, :]
+        alarm = wealth.sum(axis=(1, 2)) + 1 / (num_opened + 1) >= 1 / RATE
+        found[alarm & (found < 0)] = n + 1
+    return found
+
+
+def check(wrong: Bools, alpha: float, alarms: NDArray[np.int64]) -> None:
+    """That the vectorised test is the product's, on a few streams."""
+    for stream, expected in zip(wrong[:5], alarms[:5], strict=True):
+        own = ErrorMonitor(alpha=alpha, false_alarm_rate=RATE)
+        after = next((i for i, bad in enumerate(stream, start=1) if own.observe(float(not bad))), -1)
+        if after != expected:
+            raise AssertionError(f"vectorised {expected}, ErrorMonitor {after}")
 
 
 def errors(folder: Path, alpha: float, streams: int, length: int) -> dict[str, Any]:
     """False alarms at the promised error, and delays after drops."""
     pool = accepted(folder, alpha)
-    false_alarms = 0
-    for seed in range(streams):
-        draw = random.Random(seed)
-        monitor = ErrorMonitor(alpha=alpha, false_alarm_rate=RATE)
-        false_alarms += any(monitor.observe(outcomes(pool, alpha, draw)) for _ in range(length))
+    draw = np.random.default_rng(round(1000 * alpha))
+    wrong = streams_of(pool, alpha, (streams, length), draw)
+    alarms = first_alarms(wrong, alpha)
+    check(wrong, alpha, alarms)
     found: dict[str, Any] = {
         "alpha": alpha,
         "pool": len(pool),
-        "false_alarms": false_alarms / streams,
+        "false_alarms": float((alarms > 0).mean()),
         "false_alarms_se": round(sqrt(RATE * (1 - RATE) / streams), 4),
     }
     for drop in (0.05, 0.1):
-        delays, early = [], 0
-        for seed in range(streams // 4):
-            draw = random.Random(10_000 + seed)
-            monitor = ErrorMonitor(alpha=alpha, false_alarm_rate=RATE)
-            if any(monitor.observe(outcomes(pool, alpha, draw)) for _ in range(BEFORE)):
-                early += 1
-                continue
-            delay = next((i for i in range(1, length + 1) if monitor.observe(outcomes(pool, alpha + drop, draw))), None)
-            delays.append(delay if delay is not None else length + 1)
-        found[f"drop_{round(100 * drop)}_points"] = delay_figures(delays, length) | {"alarms_before": early}
+        before = streams_of(pool, alpha, (streams, BEFORE), draw)
+        after = streams_of(pool, alpha + drop, (streams, length - BEFORE), draw)
+        alarms = first_alarms(np.hstack([before, after]), alpha)
+        is_early = (alarms > 0) & (alarms <= BEFORE)
+        delays = [int(a - BEFORE) if a > 0 else length + 1 for a in alarms[~is_early]]
+        found[f"drop_{round(100 * drop)}_points"] = delay_figures(delays, length) | {
+            "alarms_before": int(is_early.sum())
+        }
     return found
 
 
@@ -96,15 +132,15 @@ def shift(folder: Path, model: str, source: str, target: str, streams: int, leng
     for seed in range(streams):
         draw = random.Random(seed)
         signals = draw.sample(own, len(own))
-        monitor = ShiftMonitor(seen=signals[:num_labels], false_alarm_rate=RATE, seed=seed)
-        false_alarms += any(monitor.observe(signal) for signal in signals[num_labels : num_labels + length])
+        own_test = ShiftMonitor(seen=signals[:num_labels], false_alarm_rate=RATE, seed=seed)
+        false_alarms += any(own_test.observe(signal) for signal in signals[num_labels : num_labels + length])
     for seed in range(streams // 4):
         draw = random.Random(10_000 + seed)
         signals = draw.sample(own, num_labels + BEFORE)
-        monitor = ShiftMonitor(seen=signals[:num_labels], false_alarm_rate=RATE, seed=seed)
-        if any(monitor.observe(signal) for signal in signals[num_labels:]):
+        own_test = ShiftMonitor(seen=signals[:num_labels], false_alarm_rate=RATE, seed=seed)
+        if any(own_test.observe(signal) for signal in signals[num_labels:]):
             continue
-        delay = next((i for i in range(1, 1001) if monitor.observe(draw.choice(other))), None)
+        delay = next((i for i in range(1, 1001) if own_test.observe(draw.choice(other))), None)
         delays.append(delay if delay is not None else 1001)
     return {
         "model": model,
