@@ -45,7 +45,7 @@ def _guarantees(results: dict[str, Any]) -> str:
     own = found["summary"]["nearfar"]
     lines += [
         "",
-        f"On the test part alone, whose own noise is added, the most is {own['most_broken_on_test']:.1%}; {_over(found)}.",
+        f"On the test part, which adds its own noise, the most is {own['most_broken_on_test']:.1%}; {_over(found)}.",
         "",
         "The quality lost against always far, δ = 0.1, on the tables that have a far model:",
         "",
