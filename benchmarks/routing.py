@@ -1,0 +1,398 @@
+"""Routers on recorded outcomes of real models, beside dull baselines, with intervals.
+
+    python benchmarks/routing.py predictive [--table routellm_mmlu|routellm_gsm8k] [--fast]
+    python benchmarks/routing.py cascades | logs | latency | parity | curve
+
+`predictive` fits every router in five folds, grouped by question, and scores the pooled out-of-fold predictions;
+`cascades` does so for routers that also read the near answer's signals; `logs` sends the least sure quarter of a log
+classifier's answers to a recorded model; `latency` times one decision; `parity` compares our figures with another
+implementation's (`$NEARFAR_REFERENCE_EVALUATION`, a Python file, needs numpy and pandas); `curve` is the learning
+curve of the default. Features come from the query's text and the near answer alone.
+
+Writes results/routing_<part>.json. The data folder is $NEARFAR_DATA unless told; where it is missing nothing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from provenance import data_folder, provenance, save
+
+from nearfar.retrieval.embedders import Remembered, StaticEmbedder
+from nearfar.router.predictive import RoutingExample, RoutingQuery, make
+from nearfar.router.predictive.blend import out_of_fold
+from nearfar.router.predictive.fitting import fold_numbers
+from nearfar.router.routing_evaluation import (
+    aiq,
+    apgr_difference,
+    bootstrap_metrics,
+    cost_curve,
+    oracle_scores,
+    routing_metrics,
+)
+from nearfar.router.routing_table import RoutedQuery, load_routed
+
+MIXTRAL, GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
+PAIRS = {"routellm_mmlu": (MIXTRAL, GPT4), "routellm_gsm8k": (MIXTRAL, GPT4)}
+LLAMA = ("mmlu_llama3_cascade", "Llama3-8b", "Llama3-70b", ("confidence_msp", "confidence_max_logit"))
+MMLU_PRO = (
+    "mmlupro_confidence",
+    "Meta-Llama-3.1-8B-Instruct-Turbo",
+    "Meta-Llama-3.1-405B-Instruct-Turbo",
+    ("logit_ppl_conf", "verbal_conf", "tokens_out"),
+)
+NUM_FOLDS = 5
+PACKAGES = ("scikit-learn", "numpy", "wordllama")
+DATA = data_folder()
+Scores = dict[str, list[float]]
+
+
+def examples_of(rows: Sequence[RoutedQuery], texts: Mapping[str, str] | None = None) -> list[RoutingExample]:
+    """Rows as routers take them."""
+    return [RoutingExample(row.text or (texts or {})[row.query_id], row.signals, row.weak, row.strong) for row in rows]
+
+
+def plain_tfidf(examples: Sequence[RoutingExample]) -> list[float]:
+    """The dull baseline: scikit-learn's TF-IDF of words and bigrams, ridge on the gain, out of fold."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+
+    folds, found = fold_numbers(examples, NUM_FOLDS), [0.0] * len(examples)
+    for fold in range(NUM_FOLDS):
+        inside = [i for i, each in enumerate(folds) if each == fold]
+        train = [example for example, each in zip(examples, folds, strict=True) if each != fold]
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        matrix = vectorizer.fit_transform([example.text for example in train])
+        ridge = Ridge(alpha=3, solver="sparse_cg", tol=1e-3).fit(matrix, [example.gain for example in train])
+        predicted = ridge.predict(vectorizer.transform([examples[i].text for i in inside]))
+        for i, value in zip(inside, predicted.tolist(), strict=True):
+            found[i] = value
+    return found
+
+
+def summary(scores: Scores, examples: Sequence[RoutingExample], against: str | None) -> list[dict[str, Any]]:
+    """A row per score: its figures, their intervals and the paired difference to a baseline."""
+    weak, strong = [each.weak for each in examples], [each.strong for each in examples]
+    rows = []
+    for name, found in scores.items():
+        metrics = routing_metrics(found, weak, strong)
+        intervals = bootstrap_metrics(found, weak, strong, resamples=300)
+        row: dict[str, Any] = {
+            "router": name,
+            **{key: getattr(metrics, key) for key in ("apgr", "cpt50", "cpt80", "pgr20", "pgr50", "audc")},
+            "intervals": {key: [each.low, each.high] for key, each in intervals.items()},
+            "aiq": aiq(cost_curve(found, weak, strong, [0.0] * len(weak), [1.0] * len(weak), is_cascade=False)),
+        }
+        if against and name != against:
+            difference, interval = apgr_difference(found, scores[against], weak, strong, resamples=300)
+            row["apgr_minus_" + against] = [difference, interval.low, interval.high]
+        rows.append(row)
+        print(
+            f"{name:32s} APGR {metrics.apgr:.4f} [{intervals['apgr'].low:.3f}, {intervals['apgr'].high:.3f}]",
+            flush=True,
+        )
+    return rows
+
+
+def baselines(examples: Sequence[RoutingExample]) -> Scores:
+    """Random, length, TF-IDF ridge and oracle."""
+    draw = random.Random(0)
+    return {
+        "random": [draw.random() for _ in examples],
+        "length": [float(len(each.text)) for each in examples],
+        "plain tfidf ridge": plain_tfidf(examples),
+        "oracle": oracle_scores([each.weak for each in examples], [each.strong for each in examples]),
+    }
+
+
+def predictive(table: str, *, fast: bool) -> dict[str, Any]:
+    """Every router on one table."""
+    weak, strong = PAIRS[table]
+    examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
+    scores = baselines(examples)
+    scores["auto"] = out_of_fold(make("auto"), examples, NUM_FOLDS)
+    for name in ("tfidf-ridge", "forest", *(() if fast else ("ridge", "logistic", "boosting"))):
+        scores[name] = out_of_fold(make(name), examples, NUM_FOLDS)
+    if fast:
+        return measured(table, weak, strong, examples, scores)
+    embedder = Remembered(StaticEmbedder())
+    for name in ("ridge", "logistic", "knn", "sw-ranking", "matrix-factorization"):
+        scores[f"{name} (static)"] = out_of_fold(make(name, embedder=embedder), examples, NUM_FOLDS)
+    return measured(table, weak, strong, examples, scores)
+
+
+def measured(table: str, weak: str, strong: str, examples: Sequence[RoutingExample], scores: Scores) -> dict[str, Any]:
+    """The scores of one table with their figures."""
+    return {
+        "table": table,
+        "weak": weak,
+        "strong": strong,
+        "n": len(examples),
+        "num_folds": NUM_FOLDS,
+        "rows": summary(scores, examples, "plain tfidf ridge"),
+    }
+
+
+def curve(table: str) -> dict[str, Any]:
+    """The default's APGR on one held-out fold, fitted to ever larger parts of the rest."""
+    weak, strong = PAIRS[table]
+    examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
+    folds = fold_numbers(examples, NUM_FOLDS)
+    points = []
+    for share in (0.1, 0.2, 0.4, 0.7, 1.0):
+        found, sizes = [0.0] * len(examples), []
+        for fold in range(NUM_FOLDS):
+            train = [each for each, at in zip(examples, folds, strict=True) if at != fold]
+            train = random.Random(fold).sample(train, max(60, round(share * len(train))))
+            sizes.append(len(train))
+            inside = [i for i, at in enumerate(folds) if at == fold]
+            predicted = make("auto").fit(train).predict([examples[i] for i in inside])
+            for i, value in zip(inside, predicted, strict=True):
+                found[i] = value
+        metrics = routing_metrics(found, [each.weak for each in examples], [each.strong for each in examples])
+        points.append({"n": round(statistics.fmean(sizes)), "apgr": metrics.apgr})
+        print(points[-1], flush=True)
+    return {"table": table, "router": "auto", "points": points}
+
+
+def cascade(spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str] | None) -> dict[str, Any]:
+    """Routers that judge the near answer, beside its signals alone."""
+    table, weak, strong, signals = spec
+    rows = load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong, signals=signals)
+    examples = examples_of(rows, texts)
+    scores = baselines(examples)
+    for name in signals:
+        scores[f"{name} alone"] = [-each.signals.get(name, math.nan) for each in examples]
+    scores["auto (text alone)"] = out_of_fold(make("auto"), examples, NUM_FOLDS)
+    scores["hybrid"] = out_of_fold(make("hybrid", signals=signals), examples, NUM_FOLDS)
+    return {
+        "table": table,
+        "weak": weak,
+        "strong": strong,
+        "signals": signals,
+        "n": len(examples),
+        "rows": summary(scores, examples, f"{signals[0]} alone"),
+    }
+
+
+# --- AdaptiveLog -----------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a gzipped JSONL file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def parsed(text: str, labels: Sequence[str]) -> str | None:
+    """The label that a recorded answer names: after its last "Output:" or "Label:", else the last one in its text."""
+    tail = re.split(r"(?:Output|Label|module name)\W*(?:is)?\W*", text)[-1]
+    for part in (tail, text):
+        found = [each for each in re.findall(r"[A-Za-z0-9_]+", part) if each in labels]
+        if found:
+            return found[0] if part is tail else found[-1]
+    return None
+
+
+def logs() -> dict[str, Any]:
+    """A small classifier of log lines near, recorded gpt-3.5-turbo far, the least sure quarter sent on.
+
+    The classifier learns from all vendors' training lines, its own vendor's counting three times. What is sent on gets
+    the label with the largest sum of log-odds: the classifier's probability and the recorded model's vote, whose
+    reliability is estimated on the other four of five folds of the lines sent on (naive Bayes). "replaced" takes the
+    recorded model's label as it is.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_union
+
+    recorded = read_jsonl(DATA / "cascade" / "adaptivelog_recorded.jsonl.gz")
+    labelled = read_jsonl(DATA / "cascade" / "adaptivelog_train.jsonl.gz")
+    rows = []
+    for task in ("lp", "mc"):
+        tested = {each["text"] for each in recorded if each["task"] == task}
+        train = [each for each in labelled if each["task"] == task and each["text"] not in tested]
+        names = {0: "Info", 1: "Error"} if task == "lp" else {}
+        labels = [str(names.get(each["label"], each["label"])) for each in train]
+        features = make_union(
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[A-Za-z0-9]+"),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2),
+        )
+        matrix = features.fit_transform([log_text(each) for each in train])
+        for system in ("csrouters", "csswitch", "hwrouters", "hwswitch"):
+            weights = [3.0 if each["system"] == system else 1.0 for each in train]
+            model = LogisticRegression(C=30, max_iter=300).fit(matrix, labels, sample_weight=weights)
+            test = [each for each in recorded if (each["task"], each["system"]) == (task, system)]
+            probabilities = model.predict_proba(features.transform([log_text(each) for each in test]))
+            rows.append(log_cascade(task, system, test, [str(each) for each in model.classes_], probabilities.tolist()))
+            print(rows[-1], flush=True)
+    full = [row["cascade"] for row in rows if row["task"] == "lp" and row["num_recorded"] == row["n"]]
+    return {"rows": rows, "log_level_mean_full_recordings": statistics.fmean(full)}
+
+
+def log_text(line: Mapping[str, Any]) -> str:
+    """A log line with its compound words apart, and its vendor."""
+    apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", line["text"].replace("_", " "))
+    return f"{apart} SYSTEM{line['system']}"
+
+
+def log_cascade(
+    task: str, system: str, test: Sequence[Mapping[str, Any]], classes: Sequence[str], probabilities: list[list[float]]
+) -> dict[str, Any]:
+    """The small model alone, and with the recorded one on the least sure quarter."""
+    gold = [str(each["gold"]) for each in test]
+    near = [classes[row.index(max(row))] == label for row, label in zip(probabilities, gold, strict=True)]
+    order = sorted((i for i in range(len(test)) if test[i]["llm_icl"] is not None), key=lambda i: max(probabilities[i]))
+    sent = order[: len(test) // 4]
+    votes = {i: parsed(test[i]["llm_icl"], classes) for i in sent}
+    folds = dict(zip(sent, fold_numbers([RoutingQuery(test[i]["text"]) for i in sent], NUM_FOLDS), strict=True))
+    joined, replaced = list(near), list(near)
+    for i in sent:
+        others = [j for j in sent if folds[j] != folds[i]]
+        reliability = (sum(votes[j] == gold[j] for j in others) + 1) / (len(others) + 2)
+        num_likely = max(2, sum(p > 0.02 for p in probabilities[i]))
+        odds = {label: math.log(max(p, 1e-4)) for label, p in zip(classes, probabilities[i], strict=True)}
+        vote = votes[i]
+        if vote is not None:
+            odds[vote] += math.log(reliability * (num_likely - 1) / (1 - reliability))
+        joined[i] = max(odds, key=odds.__getitem__) == gold[i]
+        replaced[i] = vote == gold[i]
+    paired = [float(after) - float(before) for before, after in zip(near, joined, strict=True)]
+    return {
+        "task": task,
+        "system": system,
+        "n": len(test),
+        "num_recorded": len(order),
+        "sent": len(sent) / len(test),
+        "small_alone": statistics.fmean(near),
+        "cascade": statistics.fmean(joined),
+        "cascade_replaced": statistics.fmean(replaced),
+        "difference": statistics.fmean(paired),
+        "difference_se": statistics.pstdev(paired) / math.sqrt(len(paired)),
+        "small_on_sent": statistics.fmean(near[i] for i in sent),
+        "llm_on_sent": statistics.fmean(votes[i] == gold[i] for i in sent),
+    }
+
+
+# --- latency, parity -------------------------------------------------------------------------------------------------
+
+
+def latency() -> dict[str, Any]:
+    """Milliseconds of one decision, each query new: processor time and wall time."""
+    rows = []
+    for table, (weak, strong) in PAIRS.items():
+        examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
+        router = make("auto").fit(examples[:4000])
+        fresh = [RoutingQuery(each.text) for each in examples[-500:]]
+        rows.append({"table": table, "router": "auto", **timed(lambda query, r=router: r.predict([query]), fresh)})
+        embedder = StaticEmbedder()
+        embedding = timed(lambda query, e=embedder: e.embed([query.text]), fresh)
+        rows.append({"table": table, "router": "the static embedding alone", **embedding})
+        dense = make("matrix-factorization", embedder=embedder).fit(examples[:1000])
+        rows.append(
+            {"table": table, "router": "matrix-factorization (static)"}
+            | timed(lambda query, r=dense: r.predict([query]), [RoutingQuery(each.text) for each in examples[-500:]])
+        )
+        for row in rows[-3:]:
+            print(row, flush=True)
+    return {"rows": rows}
+
+
+def timed(decide: Callable[[RoutingQuery], Any], queries: Sequence[RoutingQuery]) -> dict[str, float]:
+    """Median, mean and 95th percentile."""
+    wall, processor = [], []
+    for query in queries:
+        start, start_processor = time.perf_counter(), time.process_time()
+        decide(query)
+        wall.append(1e3 * (time.perf_counter() - start))
+        processor.append(1e3 * (time.process_time() - start_processor))
+    wall.sort()
+    return {
+        "n": len(queries),
+        "median_ms": statistics.median(wall),
+        "p95_ms": wall[round(0.95 * (len(wall) - 1))],
+        "mean_processor_ms": statistics.fmean(processor),
+    }
+
+
+def parity() -> dict[str, Any]:
+    """The largest differences between our figures and another implementation's, on every pair named here."""
+    path = Path(os.environ["NEARFAR_REFERENCE_EVALUATION"])
+    spec = importlib.util.spec_from_file_location("reference_evaluation", path)
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    rows = []
+    pairs = [(table, *pair) for table, pair in PAIRS.items()] + [LLAMA[:3], MMLU_PRO[:3]]
+    for table, weak_model, strong_model in pairs:
+        source = DATA / "router" / f"{table}.parquet"
+        ours = load_routed(source, weak=weak_model, strong=strong_model)
+        theirs = reference.load_pair(source, weak_model, strong_model)
+        weak, strong = [row.weak for row in ours], [row.strong for row in ours]
+        same = weak == theirs.weak.tolist() and strong == theirs.strong.tolist()
+        draw = random.Random(1)
+        for name, scores in (
+            ("length", [float(len(row.text)) for row in ours]),
+            ("ties", [float(draw.randrange(7)) for _ in ours]),
+            ("gain and noise", [b - a + draw.gauss(0, 2) for a, b in zip(weak, strong, strict=True)]),
+        ):
+            metrics, other = routing_metrics(scores, weak, strong), reference.metrics(scores, weak, strong)
+            costs = [draw.random() for _ in ours], [10 * draw.random() for _ in ours]
+            points = cost_curve(scores, weak, strong, *costs, is_cascade=True)
+            rows.append(
+                {
+                    "table": table,
+                    "scores": name,
+                    "n": len(ours),
+                    "same_outcomes": same,
+                    **{
+                        key: abs(getattr(metrics, key.lower()) - other[key])
+                        for key in ("APGR", "CPT50", "CPT80", "AUDC")
+                    },
+                    "AIQ": abs(aiq(points) - reference.aiq(*reference.cost_curve(scores, weak, strong, *costs, True))),
+                }
+            )
+            print(rows[-1], flush=True)
+    return {"rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["predictive", "cascades", "logs", "latency", "parity", "curve"])
+    parser.add_argument("--table", choices=list(PAIRS))
+    parser.add_argument("--fast", action="store_true", help="the default and its members alone")
+    options = parser.parse_args()
+    tables = [options.table] if options.table else list(PAIRS)
+    head = provenance(f"python benchmarks/routing.py {' '.join(sys.argv[1:])}", PACKAGES)
+    start = time.perf_counter()
+    if options.part == "cascades":
+        questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
+        texts = dict(zip(questions["query_id"].to_pylist(), questions["query"].to_pylist(), strict=True))
+        found: Any = {"tables": [cascade(LLAMA, None), cascade(MMLU_PRO, texts)]}
+    elif options.part in ("predictive", "curve"):
+        run = (lambda table: predictive(table, fast=options.fast)) if options.part == "predictive" else curve
+        for table in tables:
+            started = time.perf_counter()
+            found = {**head, **run(table), "took_s": time.perf_counter() - started}
+            save(found, f"routing_{options.part}_{table}")
+        return
+    else:
+        found = {"logs": logs, "latency": latency, "parity": parity}[options.part]()
+    save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_{options.part}")
+
+
+if __name__ == "__main__":
+    main()
