@@ -162,7 +162,7 @@ def _main_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield (
             f"{workload['title']}: accuracy of the cascade",
             f"{cascade['accuracy']:.1%} with {cascade['share_near']:.0%} answered near; {beside}",
-            f"{workload['n']} questions, SmolLM2 live, {workload['far']['title']} recorded",
+            f"{workload['n']} questions, SmolLM2 live; {workload['far']['title']}",
         )
         yield f"{workload['title']}: AUROC of the score", auroc, "calibrated on other questions; 95 % interval"
 
