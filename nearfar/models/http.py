@@ -146,8 +146,13 @@ class Exchange:
         body = self._body or b""
         data = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body or None
         try:
-            async with asyncio.timeout(self._client.upload_timeout_s(len(body))):
-                self._response = await session.request(self._method, self._url, data=data, allow_redirects=False)
+            request = session.request(self._method, self._url, data=data, allow_redirects=False)
+            limit_s = self._client.upload_timeout_s(len(body))
+            if limit_s is None:
+                self._response = await request
+            else:
+                async with asyncio.timeout(limit_s):
+                    self._response = await request
         except _FAILURES as exc:
             raise self._client.errors.broken(exc, was_answering=False) from _cause(exc)
         if self._response.status != 200:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final, Literal
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from yarl import URL
 
-from nearfar.errors import UnsupportedOption
+from nearfar.errors import UnsupportedOption, UpstreamError
 from nearfar.types import (
     Answer,
     FinishReason,
@@ -143,7 +144,10 @@ class OpenAIWireModel:
         return assembly.answer(self._card, time.perf_counter() - started)
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
-        """The answer piece by piece; raises what `complete` raises."""
+        """The answer piece by piece; raises what `complete` raises.
+
+        Text without log-probabilities that has come in one read is one piece, however many chunks it was sent in.
+        """
         started = time.perf_counter()
         body = self._body(query, is_stream=True)
         async with self._http.exchange("POST", self._endpoint, body) as exchange:
@@ -153,12 +157,11 @@ class OpenAIWireModel:
                     yield event
             else:
                 while not assembly.is_done and (batch := await exchange.events()) is not None:
-                    for data in batch:
-                        if data == b"[DONE]":
-                            assembly.is_done = True
-                            break
-                        for event in self._take(data, assembly):
-                            yield event
+                    events, failure = self._take_batch(batch, assembly)
+                    for event in _joined(events):
+                        yield event
+                    if failure is not None:
+                        raise failure
                 self._check_ended(assembly, exchange)
                 await exchange.drain()
         yield StreamEnd(assembly.answer(self._card, time.perf_counter() - started))
@@ -240,6 +243,19 @@ class OpenAIWireModel:
             raise self._http.errors.malformed("answered without a choice", data)
         assembly.is_done = True
         return events
+
+    def _take_batch(self, batch: list[bytes], assembly: _Assembly) -> tuple[list[StreamEvent], UpstreamError | None]:
+        """The events of chunks that came together, and what was wrong with the chunk behind the last of them."""
+        events: list[StreamEvent] = []
+        for data in batch:
+            if data == b"[DONE]":
+                assembly.is_done = True
+                break
+            try:
+                events += self._take(data, assembly)
+            except UpstreamError as exc:
+                return events, exc
+        return events, None
 
     def _take(self, data: bytes, assembly: _Assembly, exchange: Exchange | None = None) -> list[StreamEvent]:
         """The events of one chunk, or of a whole body."""
@@ -610,6 +626,17 @@ class _Assembly:
         is_named = call.name is not None
         call.name = call.name or name
         return ToolCallDelta(slot, arguments, name=None if is_named else name)
+
+
+def _joined(events: list[StreamEvent]) -> list[StreamEvent]:
+    """The events, with neighbouring pieces of bare text as one: each costs every layer above as much as a long one."""
+    joined: list[StreamEvent] = []
+    for is_bare_text, group in groupby(events, key=lambda event: isinstance(event, TextDelta) and not event.logprobs):
+        if is_bare_text:
+            joined.append(TextDelta("".join([event.text for event in group if isinstance(event, TextDelta)])))
+        else:
+            joined += group
+    return joined
 
 
 def _others(fields: Mapping[str, Raw], known: frozenset[str]) -> dict[str, Any]:
