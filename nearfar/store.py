@@ -28,6 +28,10 @@ Operation = Callable[[sqlite3.Connection], T]
 #: How long a writer waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
 
+#: How long the writer lets a group grow where several waited for the last one. Each group costs the event loop some
+#: turns without the interpreter's lock; whoever writes alone does not wait.
+_PATIENCE_S = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class Schema:
@@ -152,12 +156,16 @@ class Store:
 
     def _run(self) -> None:
         is_open = True
+        num_waiting = 0
         while is_open:
             group = [self._jobs.get()]
+            if num_waiting > 1:
+                time.sleep(_PATIENCE_S)
             while not self._jobs.empty():
                 group.append(self._jobs.get())
             is_open = None not in group
             jobs = [job for job in group if job is not None]
+            num_waiting = sum(job.future is not None for job in jobs)
             if jobs:
                 self._commit(jobs)
                 _wake(jobs)
