@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from support.weights import smollm2_path
 
-
 pytest.importorskip("pyarrow", reason="the tables are parquet")
 pytest.importorskip("sklearn", reason="fitting needs scikit-learn")
 
