@@ -444,6 +444,76 @@ class Embedder(Protocol):
         ...
 
 
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose memory it is: what is learned in one scope is never told in another."""
+
+    user: str = ""  # "": nobody in particular
+    policy: str = ""  # the cascade and the policy that answered: another policy makes another promise
+    privacy: Literal["any", "near"] = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """A question that was answered, and what the answer rests on."""
+
+    question: str
+    answer: str
+    model: str = ""  # who answered
+    sources: Mapping[str, str] = field(default_factory=dict)  # source → the version of it that was read
+    decision_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recollection:
+    """A memo that answers a question which is near enough to its own."""
+
+    memo: Memo
+    score: float  # how sure it is that both ask the same, in [0, 1]
+    threshold: float  # what the score had to reach
+    is_calibrated: bool  # whether the threshold was fitted to observed outcomes
+    age_s: float
+
+
+class Memory(Protocol):
+    """Answers given before. The contract, tested by `tests/contracts/memory.py` on every implementation:
+
+    - nothing crosses a scope;
+    - what has expired, was forgotten, or rests on a source that changed is never recalled;
+    - a memo that was remembered is recalled by the very same question until then.
+    """
+
+    async def recall(self, question: str, scope: Scope) -> Recollection | None:
+        """What answers the question, if anything is near enough."""
+        ...
+
+    async def remember(self, memo: Memo, scope: Scope) -> None:
+        """Keeps the memo; a later one to the same question takes its place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCase:
+    """A query that a model got wrong."""
+
+    question: str
+    wrong: str  # what the model said
+    right: str  # what would have been right
+    reason: str = ""  # why it went wrong, in words
+    model: str = ""  # who erred
+
+
+class ErrorCases(Protocol):
+    """Past mistakes, by likeness of their questions."""
+
+    async def similar(self, question: str, k: int) -> Sequence[tuple[ErrorCase, float]]:
+        """At most `k` cases with the cosine of their questions to this one, likest first."""
+        ...
+
+
 # --- decisions -------------------------------------------------------------------------------------------------------
 
 
