@@ -219,6 +219,7 @@ class Answer:
     correct: float | None = None  # known quality in [0, 1], from a replayed row
     extra: Mapping[str, Any] = field(default_factory=dict)  # other wire fields, passed through
     decision: Decision | None = None  # set by the router
+    signals: Signals = field(default_factory=dict)  # what the model itself says: a classifier's confidence, say
 
     @property
     def tier(self) -> str | None:
@@ -534,6 +535,19 @@ Verdict: TypeAlias = Literal["accepted", "deferred", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
+class SignalCost:
+    """What a signal took that is not free, besides the answer itself."""
+
+    name: str
+    calls: int
+    usage: Usage | None = None  # of those calls that told
+    cost_usd: float | None = 0.0  # None: unknown
+    is_cost_estimated: bool = False
+    latency_s: float = 0.0
+    missing: str | None = None  # why there is no such signal; None: there is
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One try of one tier."""
 
@@ -553,6 +567,20 @@ class Step:
     first_token_s: float | None = None  # from the start of the try
     is_cached: bool = False
     text: str = ""  # what the tier said
+    signal_costs: tuple[SignalCost, ...] = ()  # part of cost_usd and latency_s, not of usage
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which tier a predictive router, or a bandit, chose before any call."""
+
+    by: str  # whose choice, and which version of it
+    tier: str  # the chosen one
+    propensity: float  # probability with which it was chosen, in (0, 1]
+    propensities: Mapping[str, float]  # of every tier that it could have chosen
+    score: float | None = None  # of a router: expected gain of the stronger model
+    threshold: float | None = None
+    signals: Signals = field(default_factory=dict)  # of the query, which a bandit learns from
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,6 +597,7 @@ Status: TypeAlias = Literal["answered", "abstained", "refused", "failed", "cance
 DecisionReason: TypeAlias = Literal[
     "confident",  # the score reached the threshold
     "last_tier",  # nobody further to ask
+    "abstained_early",  # so unsure that no further tier was asked
     "named",  # the query named this model
     "out_of_budget",
     "out_of_time",
@@ -603,6 +632,7 @@ class Decision:
     latency_s: Mapping[str, float]  # by stage: plan, tier names, total
     request: Mapping[str, Any]  # the query as plain JSON values, enough to ask it again
     error: str | None = None
+    routing: Routing | None = None  # None: the tiers were tried in the cascade's order
 
     @property
     def escalations(self) -> int:
