@@ -5,6 +5,7 @@ Everything is frozen and cheap to build; nothing here does I/O or imports a thir
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
@@ -443,6 +444,65 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> NDArray[float32]:
         """One row per text, of length 1 (all zeros where the text has no known word), so that products are cosines."""
         ...
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[float32]:
+        """As `embed`, of texts that search: some models want another prompt for them."""
+        ...
+
+
+# --- retrieval -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage of a document, and where it stands in it.
+
+    `start` and `end` count characters of the document's text as it was read (the extracted text of a PDF, the file's
+    own text of everything else), so that a person can find the passage again.
+    """
+
+    text: str
+    source: str = ""  # the document: a path, a URL or a name; what deletion and attribution go by
+    start: int = 0
+    end: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # line, page, title, heading …; plain JSON values
+    id: str = ""  # given or made of the source, the place and the text: the same passage has the same id
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            made = hashlib.sha256(f"{self.source}\0{self.start}\0{self.text}".encode(errors="surrogatepass"))
+            object.__setattr__(self, "id", made.hexdigest()[:32])
+
+    @property
+    def sha256(self) -> str:
+        """Of the text alone."""
+        return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that was found, and what speaks for it."""
+
+    chunk: Chunk
+    score: float  # higher is better; comparable within one result alone
+    signals: Signals = field(default_factory=dict)  # bm25, cosine, bm25_rank, cosine_rank …
+
+
+#: What a chunk's metadata must say: a field's value, or a sequence of values any of which will do. The field "source"
+#: is the chunk's source; one that ends in "*" matches every source that begins so.
+Filter: TypeAlias = Mapping[str, Any]
+
+
+class Retriever(Protocol):
+    """Finds the chunks that bear on a query.
+
+    The contract, tested by `tests/contracts/retriever.py` on every implementation:
+    - at most `k` hits, best first, each chunk once; ties keep a fixed order;
+    - every hit satisfies `filter`, and a filter costs no hit that satisfies it;
+    - it may be called from several threads at once.
+    """
+
+    def search(self, query: str, *, k: int = 10, filter: Filter | None = None) -> list[Hit]: ...  # noqa: A002
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,11 @@ class StaticEmbedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[float32]:
         """One row per text, of length 1."""
-        return _unit_rows(self._model.embed(list(texts)), len(texts), self.dim)
+        return _unit_rows(self._model.embed(_encodable(texts)), len(texts), self.dim)
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[float32]:
+        """As `embed`: the model makes no difference."""
+        return self.embed(texts)
 
 
 class MiniLM:
@@ -105,7 +109,11 @@ class MiniLM:
         """One row per text, of length 1; what is beyond 256 tokens is not read."""
         if not texts:
             return _unit_rows([], 0, self.dim)
-        return _unit_rows(self._model.encode(list(texts), show_progress_bar=False), len(texts), self.dim)
+        return _unit_rows(self._model.encode(_encodable(texts), show_progress_bar=False), len(texts), self.dim)
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[float32]:
+        """As `embed`: the model makes no difference."""
+        return self.embed(texts)
 
 
 class Remembered:
@@ -114,6 +122,7 @@ class Remembered:
     def __init__(self, inner: Embedder) -> None:
         self.inner = inner
         self._known: dict[str, Any] = {}
+        self._known_queries: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -127,9 +136,23 @@ class Remembered:
 
     def embed(self, texts: Sequence[str]) -> NDArray[float32]:
         """One row per text, embedded on first sight."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
-        self._known.update(zip(fresh, self.inner.embed(fresh), strict=True))
-        return _unit_rows([self._known[text] for text in texts], len(texts), self.dim)
+        return self._remembered(texts, self._known, self.inner.embed)
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[float32]:
+        """One row per text that searches, embedded on first sight."""
+        return self._remembered(texts, self._known_queries, self.inner.embed_queries)
+
+    def _remembered(
+        self, texts: Sequence[str], known: dict[str, Any], embed: Callable[[Sequence[str]], NDArray[float32]]
+    ) -> NDArray[float32]:
+        fresh = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(fresh, embed(fresh), strict=True))
+        return _unit_rows([known[text] for text in texts], len(texts), self.dim)
+
+
+def _encodable(texts: Sequence[str]) -> list[str]:
+    """The texts with "?" for lone surrogates, which no tokenizer takes."""
+    return [text.encode(errors="replace").decode() for text in texts]
 
 
 def _unit_rows(vectors: Any, num_rows: int, dim: int) -> NDArray[float32]:
