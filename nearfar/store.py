@@ -1,8 +1,10 @@
 """SQLite for everything that nearfar keeps: open, migrate, group commit.
 
-One writer thread per store takes all that is queued, writes it in one transaction and wakes the waiters, so that a
-hundred requests at once cost one commit. WAL with `synchronous=NORMAL`: what `write` or `flush` has confirmed
-survives the process (`kill -9`); a power loss may cost the last groups, never the file's integrity.
+What is queued is written in one transaction, so that a hundred requests at once cost one commit. Brief operations are
+committed by the event loop's own thread while nobody else holds the file: passing them to another thread costs more
+than writing them. Everything else, and whatever has to wait, is the writer thread's. WAL with `synchronous=NORMAL`:
+what `write` or `flush` has confirmed survives the process (`kill -9`); a power loss may cost the last groups, never
+the file's integrity.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ Operation = Callable[[sqlite3.Connection], T]
 #: How long a writer waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
 
-#: How long the writer lets a group grow where several waited for the last one. Each group costs the event loop some
-#: turns without the interpreter's lock; whoever writes alone does not wait.
-_PATIENCE_S = 0.001
+#: Groups committed on event loops between two checkpoints of the write-ahead log, which sync files and are the writer
+#: thread's; about SQLite's own thousand pages.
+_GROUPS_PER_CHECKPOINT = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,17 @@ class Store:
             self._writer = self._connect()
             _migrate(self._writer, schemas, self.path)
             self._reader = self._connect()
+            self._brief_writer = self._connect(timeout_s=0.0)
+            self._brief_writer.execute("PRAGMA wal_autocheckpoint=0")
         except (OSError, sqlite3.Error) as exc:
             raise _unusable(self.path, exc) from exc
         self._reader_lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._put_lock = threading.Lock()  # so that nothing is queued behind the end
+        self._put_lock = threading.RLock()  # so that nothing is queued behind the end; operations may submit
+        self._num_queued = 0  # with the writer thread, until they are committed
+        self._brief: list[_Job] = []  # to be committed by `_brief_loop` in its next turn
+        self._brief_loop: asyncio.AbstractEventLoop | None = None
+        self._num_brief_groups = 0  # since the last checkpoint
         self._failure: BaseException | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=f"nearfar-store-{self.path.name}", daemon=True)
@@ -94,9 +102,16 @@ class Store:
         self._put(_Job(operation, loop, future))
         return await future
 
-    def submit(self, operation: Operation[object]) -> None:
-        """Queues `operation` and returns at once; a failure is raised by the next `flush`."""
-        self._put(_Job(operation, None, None))
+    def submit(self, operation: Operation[object], *, is_brief: bool = False) -> None:
+        """Queues `operation` and returns at once; a failure is raised by the next `flush`.
+
+        Args:
+            operation: as for `write`.
+            is_brief: it writes a few rows and looks for none, so that an event loop may wait for it.
+        """
+        job = _Job(operation, None, None)
+        if not (is_brief and self._put_brief(job)):
+            self._put(job)
 
     async def flush(self) -> None:
         """Waits until everything queued so far is committed.
@@ -104,7 +119,12 @@ class Store:
         Raises:
             DataError: something queued by `submit` since the last flush could not be written.
         """
-        await self.write(_nothing)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        job = _Job(_nothing, loop, future)
+        if not (self._brief and self._put_brief(job)):
+            self._put(job)
+        await future
         failure, self._failure = self._failure, None
         if failure is not None:
             raise _unusable(self.path, failure) from failure
@@ -119,24 +139,80 @@ class Store:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._hand_over()
             self._jobs.put(None)
         atexit.unregister(self.close)
         self._thread.join()
         with self._reader_lock:
             self._reader.close()
         self._writer.close()
+        self._brief_writer.close()
 
     def _put(self, job: _Job) -> None:
         with self._put_lock:
             self._check_open()
+            self._hand_over()
+            self._queue([job])
+
+    def _queue(self, jobs: list[_Job]) -> None:
+        self._num_queued += len(jobs)
+        for job in jobs:
             self._jobs.put(job)
+
+    def _put_brief(self, job: _Job) -> bool:
+        """Leaves the job to the running event loop's next turn; False where the writer thread has to take it."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        with self._put_lock:
+            self._check_open()
+            if self._brief and loop is not self._brief_loop:
+                self._hand_over()
+            if not self._brief:
+                if self._num_queued:
+                    return False  # it comes behind what the writer thread has
+                self._brief_loop = loop
+                loop.call_soon(self._commit_brief)
+            self._brief.append(job)
+        return True
+
+    def _commit_brief(self) -> None:
+        """Commits the brief operations at once, or hands them to the writer thread where that has to wait."""
+        with self._put_lock:
+            if not self._brief:
+                return
+            can_write = not self._num_queued and self._is_free()
+            if not can_write:
+                self._hand_over()
+                return
+            jobs, self._brief = self._brief, []
+            self._commit(self._brief_writer, jobs)
+        _resolve(jobs)
+        self._num_brief_groups += 1
+        if self._num_brief_groups == _GROUPS_PER_CHECKPOINT:
+            self._num_brief_groups = 0
+            self._put(_Job(_checkpoint, None, None))
+
+    def _is_free(self) -> bool:
+        """Begins the brief writer's transaction; False where another connection is writing."""
+        try:
+            self._brief_writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as exc:
+            return exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY  # else the commit meets it again, and reports it
+        return True
+
+    def _hand_over(self) -> None:
+        """Queues the brief operations for the writer thread, so that all are written in the order of their coming."""
+        jobs, self._brief = self._brief, []
+        self._queue(jobs)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise DataError(f"The store {str(self.path)!r} is closed.", path=str(self.path))
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    def _connect(self, *, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
             _use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -156,26 +232,23 @@ class Store:
 
     def _run(self) -> None:
         is_open = True
-        num_waiting = 0
         while is_open:
             group = [self._jobs.get()]
-            if num_waiting > 1:
-                time.sleep(_PATIENCE_S)
             while not self._jobs.empty():
                 group.append(self._jobs.get())
             is_open = None not in group
             jobs = [job for job in group if job is not None]
-            num_waiting = sum(job.future is not None for job in jobs)
             if jobs:
-                self._commit(jobs)
+                self._commit(self._writer, jobs)
+                with self._put_lock:
+                    self._num_queued -= len(jobs)
                 _wake(jobs)
 
-    def _commit(self, jobs: list[_Job]) -> None:
-        connection = self._writer
-        writing = [job for job in jobs if job.operation is not _nothing]
+    def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        writing = [job for job in jobs if job.operation is not _nothing and job.operation is not _checkpoint]
         is_shared = len(writing) > 1  # a lone operation needs no savepoint: all there is to undo is its own
         try:
-            if writing:
+            if writing and not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
             for job in writing:
                 if is_shared:
@@ -191,6 +264,8 @@ class Store:
                     connection.execute("RELEASE job")
             if connection.in_transaction:
                 connection.execute("COMMIT")
+            if any(job.operation is _checkpoint for job in jobs):
+                _checkpoint(connection)
         except BaseException as exc:
             with suppress(sqlite3.Error):  # there may be nothing left to undo
                 connection.execute("ROLLBACK")
@@ -226,6 +301,11 @@ def _resolve(jobs: list[_Job]) -> None:
 
 def _nothing(_: sqlite3.Connection) -> None:
     return None
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    """Moves what the write-ahead log holds into the file; outside any transaction."""
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import sqlite3
 import stat
 import subprocess
@@ -12,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nearfar.errors import DataError
 from nearfar.store import Schema, Store
@@ -503,3 +506,85 @@ def test_a_process_that_ends_without_closing_writes_what_it_submitted(path):
 
     with closing(sqlite3.connect(path)) as db:
         assert len(texts(db)) == 500
+
+
+# --- brief operations ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_brief_and_other_operations_are_written_in_the_order_of_their_coming(tmp_path, are_brief):
+    """Whatever the mixture, and whoever of the two writes them."""
+    folder = tmp_path / secrets.token_hex(4)
+
+    async def write_all():
+        for i, is_brief in enumerate(are_brief):
+            store.submit(note(str(i)), is_brief=is_brief)
+            if i % 7 == 3:
+                await asyncio.sleep(0)
+        await store.flush()
+        return await store.read(texts)
+
+    with closing(Store(folder / "nearfar.db", [NOTES])) as store:
+        assert asyncio.run(write_all()) == [str(i) for i in range(len(are_brief))]
+
+
+async def test_a_brief_operation_does_not_hold_the_event_loop_up_while_another_process_writes(store):
+    """It waits in the writer thread, and is written once the file is free."""
+    turns = 0
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.submit(note("waits"), is_brief=True)
+        flush = asyncio.create_task(store.flush())
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert not flush.done()
+        other.execute("COMMIT")
+        await flush
+
+    assert turns == 50
+    assert await store.read(texts) == ["waits"]
+
+
+async def test_a_brief_operation_that_fails_undoes_only_itself(store):
+    """Its neighbours in the group are written, and the next flush tells."""
+    for text in ("a", "a", "b"):
+        store.submit(note(text), is_brief=True)
+    with pytest.raises(DataError, match="UNIQUE"):
+        await store.flush()
+
+    assert await store.read(texts) == ["a", "b"]
+
+
+def test_brief_operations_of_a_loop_that_ended_are_written_by_the_next_or_by_the_close(path):
+    """Nothing that was submitted is lost with its loop."""
+
+    async def submit(text):
+        store.submit(note(text), is_brief=True)
+
+    async def flush():
+        await store.flush()
+
+    store = Store(path, [NOTES])
+    asyncio.run(submit("first"))
+    asyncio.run(submit("second"))
+    asyncio.run(flush())
+    asyncio.run(submit("third"))
+    store.close()
+
+    with closing(sqlite3.connect(path)) as db:
+        assert texts(db) == ["first", "second", "third"]
+
+
+async def test_the_write_ahead_log_stays_small_however_many_brief_operations_there_are(store):
+    """It is moved into the file from time to time, and used again."""
+    log = store.path.with_name(store.path.name + "-wal")
+    sizes = []
+    for i in range(2000):
+        store.submit(note(f"{i} {'x' * 2000}"), is_brief=True)
+        await store.flush()
+        sizes.append(log.stat().st_size)
+
+    assert max(sizes[1000:]) < 1.5 * max(sizes[:1000])
+    assert max(sizes) < 16 * 1024 * 1024

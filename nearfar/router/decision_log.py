@@ -113,7 +113,7 @@ class SqliteDecisionLog:
         self._pending.append(decision)
         if not self._is_insert_queued:
             self._is_insert_queued = True
-            self._store.submit(self._insert_pending)
+            self._store.submit(self._insert_pending, is_brief=True)
 
     async def flush(self) -> None:
         """Waits until everything submitted so far is written.
