@@ -64,7 +64,7 @@ class Meter:
         if self._left_usd is None:
             return
         bound = model.card.cost_bound_usd(query)
-        if bound is None or times * bound > self._left_usd - (self.spent_usd or 0.0):
+        if bound is None or times * bound * (1 + 1e-9) > self._left_usd - (self.spent_usd or 0.0):
             needed = "an unknown sum" if bound is None else f"up to ${times * bound:.6f}"
             raise BudgetExceeded(f"budget: {times} calls of {model.card.name!r} cost {needed}")
 

@@ -151,7 +151,7 @@ async def test_probes_keep_to_the_budget():
     near = model([Answer("x", usage=Usage(20, 10))], price=PRICE)
     one_usd = near.card.cost_bound_usd(Query("?"))
 
-    for left in (0.0, one_usd, 3 * one_usd, 5 * one_usd):
+    for left in (0.0, one_usd, 3 * one_usd, 5.1 * one_usd):
         found = await probe_all([Samples(5), StatedConfidence()], Query("?"), Answer("x"), near, left_usd=left)
 
         assert found.cost_usd <= left
