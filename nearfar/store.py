@@ -212,15 +212,7 @@ class Store:
             raise DataError(f"The store {str(self.path)!r} is closed.", path=str(self.path))
 
     def _connect(self, *, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-        try:
-            _use_write_ahead_log(connection)
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA foreign_keys=ON")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return _connect(self.path, timeout_s)
 
     def _read(self, operation: Operation[T]) -> T:
         with self._reader_lock:
@@ -274,6 +266,34 @@ class Store:
         for job in jobs:
             if job.error is not None and job.future is None:
                 self._failure = job.error
+
+
+def open_database(path: Path, schemas: Sequence[Schema]) -> sqlite3.Connection:
+    """A connection to the file, with every table, for whoever commits himself and in order: no thread, no group.
+
+    Raises:
+        DataError: not a SQLite file, of a newer version, or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = _connect(path, BUSY_TIMEOUT_S)
+        _migrate(connection, schemas, path)
+    except (OSError, sqlite3.Error) as exc:
+        raise _unusable(path, exc) from exc
+    return connection
+
+
+def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+    try:
+        _use_write_ahead_log(connection)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _wake(jobs: list[_Job]) -> None:
