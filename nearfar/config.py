@@ -130,13 +130,22 @@ class ReplaySettings(_ModelSettings):
     columns: dict[str, str] = Field(default_factory=dict)  # our name for a column → the table's
 
 
-ModelSettings: TypeAlias = LlamaCppSettings | OpenAISettings | AnthropicSettings | ReplaySettings
+class PythonSettings(_ModelSettings):
+    """A Python callable: a classifier, a rule, a look-up."""
+
+    kind: Literal["python"]
+    callable: str  # package.module:name, or file.py:name beside this file
+    placement: Placement = "near"
+
+
+ModelSettings: TypeAlias = LlamaCppSettings | OpenAISettings | AnthropicSettings | ReplaySettings | PythonSettings
 
 _KINDS: Mapping[str, type[ModelSettings]] = {
     "llama.cpp": LlamaCppSettings,
     "openai": OpenAISettings,
     "anthropic": AnthropicSettings,
     "replay": ReplaySettings,
+    "python": PythonSettings,
 }
 
 

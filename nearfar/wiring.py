@@ -14,6 +14,7 @@ from nearfar.config import (
     LlamaCppSettings,
     ModelSettings,
     OpenAISettings,
+    PythonSettings,
     ReplaySettings,
     Settings,
     TierSettings,
@@ -112,6 +113,8 @@ def build_model(settings: Settings, name: str) -> ChatModel:
             return _anthropic(name, model, api_key)
         case ReplaySettings():
             return _replay(name, model)
+        case PythonSettings():
+            return _python(name, model, settings.path)
         case _:
             assert_never(model)
 
@@ -184,6 +187,18 @@ def _replay(name: str, model: ReplaySettings) -> ChatModel:
         placement=model.placement,
         price=_price(model, entry),
         context_window=model.context_window or (entry.context_window if entry else None),
+    )
+
+
+def _python(name: str, model: PythonSettings, config: Path | None) -> ChatModel:
+    from nearfar.models.python_model import PythonModel, load_callable
+
+    folder = config.absolute().parent if config else Path()
+    return PythonModel(
+        load_callable(model.callable, folder),
+        name=name,
+        placement=model.placement,
+        price=_price(model, None),
     )
 
 
@@ -266,6 +281,8 @@ def _identity(settings: ModelSettings) -> str:
             return f"{settings.url} {settings.model}"
         case ReplaySettings():
             return f"{settings.table} {settings.model}"
+        case PythonSettings():
+            return settings.callable
         case _:
             assert_never(settings)
 

@@ -166,7 +166,7 @@ async def _model(settings: Settings, name: str, model: ModelSettings) -> Check:
 
 async def _reach(settings: Settings, name: str, model: ModelSettings, built: ChatModel) -> str:
     """What shows that the model is there, at no cost."""
-    from nearfar.config import AnthropicSettings, LlamaCppSettings, OpenAISettings
+    from nearfar.config import AnthropicSettings, LlamaCppSettings, OpenAISettings, ReplaySettings
     from nearfar.types import Query, SamplingOptions
 
     if isinstance(model, LlamaCppSettings):
@@ -183,7 +183,7 @@ async def _reach(settings: Settings, name: str, model: ModelSettings, built: Cha
         return f"{model.url} serves {model.model}"
     if isinstance(model, AnthropicSettings):
         return await _connect(model.url)
-    return f"{model.table} was read"
+    return f"{model.table} was read" if isinstance(model, ReplaySettings) else f"{model.callable} was loaded"
 
 
 async def _connect(url: str) -> str:
@@ -200,12 +200,14 @@ async def _connect(url: str) -> str:
 
 
 def _fix(model: ModelSettings) -> str:
-    from nearfar.config import LlamaCppSettings, ReplaySettings
+    from nearfar.config import LlamaCppSettings, PythonSettings, ReplaySettings
 
     if isinstance(model, LlamaCppSettings):
         return f"nearfar models get {model.weights}" if model.weights else "check models.NAME.path"
     if isinstance(model, ReplaySettings):
         return "check models.NAME.table and columns"
+    if isinstance(model, PythonSettings):
+        return "check models.NAME.callable"
     return "check that the server runs, its url, model and key"
 
 

@@ -45,6 +45,37 @@ class MeanProbability(
         return exp(min(mean_logprob, 0.0))
 
 
+class StatedProbability(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stated_probability", tag_field="kind"
+):
+    """A signal that is a probability as it comes: a classifier's confidence, agreement among samples, P(True).
+
+    It ranks answers and promises nothing, as `MeanProbability`.
+
+    Attributes:
+        signal: its name.
+    """
+
+    signal: str
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Never: no outcome was seen."""
+        return False
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals that it reads."""
+        return (self.signal,)
+
+    def score(self, signals: Signals) -> float | None:
+        """The signal, held to [0, 1]; None where it is missing or not finite."""
+        value = signals.get(self.signal)
+        if value is None or not isfinite(value):
+            return None
+        return min(1.0, max(0.0, value))
+
+
 class LogisticScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", tag_field="kind"):
     """Logistic regression over standardised signals.
 
@@ -371,7 +402,14 @@ class GroupedScorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 
 #: Every scorer that a policy file may hold, told apart by its `kind`.
 AnyScorer: TypeAlias = (
-    MeanProbability | LogisticScorer | IsotonicScorer | TemperatureScorer | BetaScorer | BoostedScorer | GroupedScorer
+    MeanProbability
+    | StatedProbability
+    | LogisticScorer
+    | IsotonicScorer
+    | TemperatureScorer
+    | BetaScorer
+    | BoostedScorer
+    | GroupedScorer
 )
 
 #: Stated probabilities are held this far from 0 and 1, where their log-odds would be infinite.

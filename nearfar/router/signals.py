@@ -25,12 +25,15 @@ def answer_signals(answer: Answer) -> dict[str, float]:
       over counted as one more alternative: a lower bound of the true entropy.
     - `mean_margin`, `min_margin`: probability of the likeliest alternative less the second's, in [0, 1].
     - `num_tokens`: length of the answer in tokens.
+    - what the model itself says of its answer, such as a classifier's `confidence`.
     """
     signals: dict[str, float] = {}
     if answer.usage is not None:
         signals["num_tokens"] = float(answer.usage.completion_tokens)
     if answer.logprobs:
         signals.update(logprob_signals(answer.logprobs))
+    if answer.signals:
+        signals.update(answer.signals)
     return signals
 
 
