@@ -13,6 +13,7 @@ from nearfar.store import Store
 from nearfar.types import Decision
 
 from .decision_log import SqliteDecisionLog
+from .learning import Learning
 
 #: Words that stand for an outcome.
 WORDS = {"right": 1.0, "good": 1.0, "true": 1.0, "yes": 1.0, "wrong": 0.0, "bad": 0.0, "false": 0.0, "no": 0.0}
@@ -34,11 +35,13 @@ class OutcomeLog:
     Args:
         store: opened with `DECISIONS` among its schemas.
         decisions: the log in that store.
+        learning: bandits and monitors, which hear of each outcome in the transaction that writes it; None: none.
     """
 
-    def __init__(self, store: Store, decisions: SqliteDecisionLog) -> None:
+    def __init__(self, store: Store, decisions: SqliteDecisionLog, learning: Learning | None = None) -> None:
         self._store = store
         self._decisions = decisions
+        self._learning = learning
 
     async def record(self, id_or_prefix: str, value: float, *, source: str = "user") -> Outcome:
         """Attaches an outcome to a decision; a second one from the same source takes the first one's place.
@@ -61,14 +64,21 @@ class OutcomeLog:
         outcome = Outcome(decision.id, value, source, time.time())
 
         def write(connection: sqlite3.Connection) -> None:
+            previous = None if self._learning is None else _mean(connection, outcome.decision_id)
             connection.execute(
                 "INSERT INTO outcomes (decision_id, source, value, created_at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (decision_id, source)"
                 " DO UPDATE SET value = excluded.value, created_at = excluded.created_at",
                 (outcome.decision_id, outcome.source, outcome.value, outcome.created_at),
             )
+            if self._learning is not None:
+                mean = _mean(connection, outcome.decision_id)
+                assert mean is not None  # it has just been written
+                self._learning.hear(connection, decision, mean, previous)
 
         await self._store.write(write)
+        if self._learning is not None:
+            await self._learning.refresh()
         return outcome
 
     async def of(self, decision_id: str) -> list[Outcome]:
@@ -92,3 +102,9 @@ class OutcomeLog:
         known = dict(await self._store.read(look_up))
         async for _, decision in self._decisions.iterate():
             yield decision, known.get(decision.id)
+
+
+def _mean(connection: sqlite3.Connection, decision_id: str) -> float | None:
+    """Of the decision's outcomes; None: it has none."""
+    (mean,) = connection.execute("SELECT avg(value) FROM outcomes WHERE decision_id = ?", (decision_id,)).fetchone()
+    return None if mean is None else float(mean)
