@@ -18,8 +18,8 @@ from math import exp
 from pathlib import Path
 from typing import Any, Self
 
-from nearfar.errors import ConfigError, DataError
-from nearfar.types import Embedder, Signals, ThresholdFitter
+from nearfar.errors import DataError
+from nearfar.types import Signals, ThresholdFitter
 
 from .words import words
 
@@ -88,9 +88,9 @@ class _Facts:
     numbers: tuple[str, ...]  # in order
     num_negations: int
     names: frozenset[str]  # capitalised inside a sentence, lower case
-    tokens: frozenset[str]  # lower case
+    tokens: tuple[str, ...]  # in order, lower case
     content: tuple[str, ...]  # stems in order, without fillers
-    asks: frozenset[str]
+    asks: Counter[str]
     symbols: Counter[str]  # of mathematics and code
 
 
@@ -108,18 +108,21 @@ def _facts(question: str) -> _Facts:
         elif low in _NEGATIONS or low.endswith(("n't", "n’t")):
             negations += 1
         if token[0].isupper() and not is_start and low not in _FILLERS:
-            names.add(low.removesuffix("'s").removesuffix("’s"))
+            names.add(_bare(low))
         is_start = token in _SENTENCE_ENDS
-    asks = {_ASKS[low] for low in lower if low in _ASKS}
     return _Facts(
         tuple(numbers),
         negations,
         frozenset(names),
-        frozenset(low.removesuffix("'s").removesuffix("’s") for low in lower),
+        tuple(_bare(low) for low in lower),
         tuple(stem for stem in words(_plain(question)) if stem not in _filler_stems()),
-        frozenset(asks),
+        Counter(_ASKS[low] for low in lower if low in _ASKS),
         Counter(token for token in found if token in _SYMBOLS),
     )
+
+
+def _bare(word: str) -> str:
+    return word.removesuffix("'s").removesuffix("’s")
 
 
 def _number(token: str) -> str:
@@ -136,40 +139,75 @@ def _filler_stems() -> frozenset[str]:
     return frozenset(words(_POLITE))
 
 
-def match_signals(question: str, other: str, cosine: float) -> Signals:
+def match_signals(question: str, other: str) -> Signals:
     """What tells whether two questions ask the same, symmetric in the two.
 
-    - `cosine`: of their vectors.
     - `shared`: stems in common over all stems (Jaccard's index of multisets), in [0, 1].
-    - `odd_words`: stems that only one of the two has.
+    - `substituted`, `added`: stems of one that stand for others of the other, and those that only stand in one.
+    - `typos`: long words of the two that are one slip of the pen apart; such a pair counts as common.
     - `odd_names`: capitalised words of either that the other has not.
+    - `moved_names`: whether the names that both have come in another order.
     - `odd_numbers`, `odd_negation`, `odd_symbols`, `opposites`: whether the two differ so.
-    - `odd_ask`: one asks who, the other when, and such.
+    - `odd_asks`: by how many words like "who" and "when" the two differ.
     - `disorder`: share of the pairs of common stems that stand in another order.
-    - `reordered_numbers`: the same numbers in another order.
+    - `moved_numbers`: the same numbers in another order.
     """
     a, b = _facts(question), _facts(other)
     in_a, in_b = Counter(a.content), Counter(b.content)
-    common = sum((in_a & in_b).values())
-    total = sum((in_a | in_b).values())
-    only = frozenset(_lower_words(question)) ^ frozenset(_lower_words(other))
+    only_a, only_b = in_a - in_b, in_b - in_a
+    num_typos = _typos(only_a, only_b)
+    num_a, num_b = only_a.total() - num_typos, only_b.total() - num_typos
+    common = (in_a & in_b).total() + num_typos
+    known_a, known_b = {*a.tokens, *a.content}, {*b.tokens, *b.content}
+    words_a, words_b = Counter(a.tokens), Counter(b.tokens)
+    changed = (words_a - words_b) + (words_b - words_a)
+    names = (a.names | b.names) & known_a & known_b
     return {
-        "cosine": max(0.0, min(1.0, cosine)),
-        "shared": common / total if total else 1.0,
-        "odd_words": float(total - common),
-        "odd_names": float(len(a.names - b.tokens) + len(b.names - a.tokens)),
+        "shared": common / (common + num_a + num_b) if common + num_a + num_b else 1.0,
+        "substituted": float(min(num_a, num_b)),
+        "added": float(abs(num_a - num_b)),
+        "typos": float(num_typos),
+        "odd_names": float(len(a.names - known_b) + len(b.names - known_a)),
+        "moved_names": float([t for t in a.tokens if t in names] != [t for t in b.tokens if t in names]),
         "odd_numbers": float(Counter(a.numbers) != Counter(b.numbers)),
         "odd_negation": float(a.num_negations != b.num_negations),
         "odd_symbols": float(a.symbols != b.symbols),
-        "opposites": float(any(pole in only for word in only for pole in _POLES.get(word, ()))),
-        "odd_ask": float(bool(a.asks) and bool(b.asks) and a.asks != b.asks),
+        "opposites": float(any(pole in changed for word in changed for pole in _POLES.get(word, ()))),
+        "odd_asks": float(((a.asks - b.asks) + (b.asks - a.asks)).total()),
         "disorder": _disorder(a.content, b.content),
-        "reordered_numbers": float(a.numbers != b.numbers and Counter(a.numbers) == Counter(b.numbers)),
+        "moved_numbers": float(a.numbers != b.numbers and Counter(a.numbers) == Counter(b.numbers)),
     }
 
 
-def _lower_words(question: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", question.lower())
+#: Shorter words have too many neighbours that are words themselves.
+_SHORTEST_TYPO = 5
+
+
+def _typos(only_a: Counter[str], only_b: Counter[str]) -> int:
+    left = [word for word in only_b if len(word) >= _SHORTEST_TYPO]
+    found = 0
+    for word in only_a:
+        if len(word) < _SHORTEST_TYPO:
+            continue
+        match = next((each for each in left if _is_slip(word, each)), None)
+        if match is not None:
+            left.remove(match)
+            found += 1
+    return found
+
+
+def _is_slip(a: str, b: str) -> bool:
+    """Whether one letter was left out or added, or two neighbours changed places; not whether one was exchanged, which
+    makes other words too often.
+    """
+    if len(a) > len(b):
+        a, b = b, a
+    if len(b) - len(a) > 1:
+        return False
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+    if len(a) < len(b):
+        return a[start:] == b[start + 1 :]
+    return a[start + 2 :] == b[start + 2 :] and a[start : start + 2] == b[start : start + 2][::-1]
 
 
 #: Longer questions are compared by the order of their first stems alone: it is quadratic.
@@ -188,21 +226,27 @@ def _disorder(a: Sequence[str], b: Sequence[str]) -> float:
 
 #: Logistic coefficients of `match_signals`, fitted by benchmarks/memory.py --fit; a difference in a number or a
 #: negation is not weighed: it is another question.
-_INTERCEPT = -10.0
-_COEFFICIENTS: Mapping[str, float] = {"cosine": 10.0, "shared": 6.0, "odd_names": -2.0, "disorder": -4.0}
+_INTERCEPT = -3.13
+_COEFFICIENTS: Mapping[str, float] = {
+    "shared": 5.35,
+    "added": -0.27,
+    "odd_names": -0.57,
+    "moved_names": -2.88,
+    "odd_asks": -1.44,
+}
 _DECISIVE = ("odd_numbers", "odd_negation", "opposites")
 
 
-def likeness(question: str, other: str, cosine: float) -> float:
-    """How sure it is that two questions ask the same, in [0, 1]: 1 for the same words, 0 where a number, a negation or
-    one of two opposites differs.
+def likeness(question: str, other: str) -> float:
+    """How sure it is that two questions ask the same, in [0, 1]: 1 for the same words in the same order, 0 where a
+    number, a negation or one of two opposites differs.
 
     A score to fit a threshold to, not a probability: how many questions that look alike ask the same depends on what
-    is asked.
+    is asked. The cosine of their vectors adds nothing to it, by which questions to compare are found.
     """
     if question.split() == other.split():
         return 1.0
-    signals = match_signals(question, other, cosine)
+    signals = match_signals(question, other)
     if any(signals[name] for name in _DECISIVE):
         return 0.0
     logit = _INTERCEPT + sum(weight * signals[name] for name, weight in _COEFFICIENTS.items())
@@ -222,7 +266,6 @@ class QuestionPair:
 class MatchPolicy:
     """From which likeness on a memory takes two questions for the same, and what that promises."""
 
-    embedder: str  # whose vectors
     threshold: float | None  # None: only the very same question is recalled
     n: int = 0  # labelled pairs
     hit_rate: float = 0.0  # share of them at or above the threshold
@@ -231,7 +274,7 @@ class MatchPolicy:
     matcher: str = LIKENESS
 
     @classmethod
-    def fit(cls, pairs: Sequence[QuestionPair], embedder: Embedder, fitter: ThresholdFitter) -> Self:
+    def fit(cls, pairs: Sequence[QuestionPair], fitter: ThresholdFitter) -> Self:
         """The policy whose threshold the fitter finds on labelled pairs.
 
         The pairs should come as questions will: each with the likest remembered question, near misses among them.
@@ -239,16 +282,11 @@ class MatchPolicy:
         Raises:
             DataError: too few pairs, or all the same or all different.
         """
-        if not pairs:
-            raise DataError("There are no labelled pairs of questions. Give at least some dozens.")
-        left = embedder.embed_queries([pair.question for pair in pairs])
-        right = embedder.embed_queries([pair.remembered for pair in pairs])
-        cosines = (left * right).sum(axis=1).tolist()
-        scores = [likeness(p.question, p.remembered, cosine) for p, cosine in zip(pairs, cosines, strict=True)]
         # A likeness of 0 says that a fact differs: such pairs are no hits at any threshold.
-        scores = [score if score > 0 else float("-inf") for score in scores]
+        likes = [likeness(pair.question, pair.remembered) for pair in pairs]
+        scores = [score if score > 0 else float("-inf") for score in likes]
         found = fitter.fit(scores, [float(pair.is_same) for pair in pairs])
-        return cls(embedder.name, found.value, found.n, found.coverage, found.accepted_accuracy, found.guarantee)
+        return cls(found.value, found.n, found.coverage, found.accepted_accuracy, found.guarantee)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -285,21 +323,9 @@ class MatchPolicy:
         except OSError as exc:
             raise DataError(f"Cannot write {str(path)!r}: {exc.strerror}.", path=str(path)) from exc
 
-    def check_embedder(self, embedder: Embedder) -> None:
-        """Nothing, where the policy was fitted on this embedder's vectors.
-
-        Raises:
-            ConfigError: it was fitted on another's.
-        """
-        if self.threshold is not None and self.embedder != embedder.name:
-            raise ConfigError(
-                f"The memory's policy was fitted on vectors of {self.embedder!r}, and the embedder is "
-                f"{embedder.name!r}. Set memory.embedder, or fit it again: nearfar memory calibrate."
-            )
-
 
 #: Recalls the very same question alone.
-NOTHING_FUZZY = MatchPolicy("", None)
+NOTHING_FUZZY = MatchPolicy(None)
 
 
 def read_pairs(path: Path) -> list[QuestionPair]:

@@ -97,7 +97,7 @@ class SqliteMemory:
         clock: Unix time, in seconds.
 
     Raises:
-        ConfigError: a limit makes no sense, or the policy was fitted on another embedder's vectors.
+        ConfigError: a limit makes no sense.
     """
 
     def __init__(
@@ -116,7 +116,6 @@ class SqliteMemory:
                 "memory.ttl_s and memory.max_memos."
             )
         self._policy = policy or NOTHING_FUZZY
-        self._policy.check_embedder(embedder)
         self._store = store
         self._embedder = embedder
         self._ttl_s = ttl_s
@@ -285,8 +284,8 @@ class SqliteMemory:
         self, connection: sqlite3.Connection, question: str, vector: NDArray[float32], scope: Scope, threshold: float
     ) -> Recollection | None:
         best: Recollection | None = None
-        for _, memo, created_at, cosine in self._near(connection, vector, scope, _COMPARED):
-            score = likeness(question, memo.question, cosine)
+        for _, memo, created_at, _ in self._near(connection, vector, scope, _COMPARED):
+            score = likeness(question, memo.question)
             if score >= threshold and (best is None or score > best.score):
                 best = Recollection(memo, score, threshold, True, self._age_s(created_at))
         return best

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nearfar.retrieval.matching import MatchPolicy
-from nearfar.types import Embedder, Memo, Scope
+from nearfar.types import Memo, Scope
 
 FRANCE = Memo("What is the capital of France?", "Paris", "scripted", decision_id="d1")
 ANN = Scope("ann", "auto/p@1")
@@ -28,19 +28,14 @@ class MemoryContract:
     """The suite. `make_memory` takes `policy`, `ttl_s`, `max_memos` and `clock`."""
 
     @pytest.fixture
-    def embedder(self) -> Embedder:
-        """Of questions."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def make_memory(self, embedder):
+    def make_memory(self):
         """Builds memories over one shared and empty store."""
         raise NotImplementedError
 
     @pytest.fixture
-    def fuzzy(self, embedder) -> MatchPolicy:
+    def fuzzy(self) -> MatchPolicy:
         """Takes questions for the same that are much alike."""
-        return MatchPolicy(embedder.name, 0.5)
+        return MatchPolicy(0.5)
 
     async def test_very_same_question_is_recalled(self, make_memory):
         """The answer comes back whole, with who gave it and why."""

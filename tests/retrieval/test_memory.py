@@ -37,11 +37,6 @@ class TestSqliteMemory(MemoryContract):
     """In one file."""
 
     @pytest.fixture
-    def embedder(self, static):
-        """Static vectors."""
-        return static
-
-    @pytest.fixture
     def make_memory(self, store, static):
         """Over the one store."""
         return lambda **options: SqliteMemory(store, static, **options)
@@ -49,7 +44,7 @@ class TestSqliteMemory(MemoryContract):
 
 async def test_memos_survive_the_process(tmp_path, static):
     """What was remembered is there after a restart, and what was forgotten is not."""
-    policy = MatchPolicy(static.name, 0.5)
+    policy = MatchPolicy(0.5)
     store = Store(tmp_path / "nearfar.db", [MEMORY])
     memory = SqliteMemory(store, static, policy=policy)
     await memory.remember(FRANCE, ANN)
@@ -74,16 +69,10 @@ async def test_vectors_of_another_embedder_are_not_compared(store, static):
             return "another"
 
     await SqliteMemory(store, static).remember(FRANCE, ANN)
-    memory = SqliteMemory(store, Renamed(), policy=MatchPolicy("another", 0.1))
+    memory = SqliteMemory(store, Renamed(), policy=MatchPolicy(0.1))
 
     assert await memory.recall("what's the capital of france", ANN) is None
     assert await memory.recall(FRANCE.question, ANN) is not None
-
-
-def test_policy_of_another_embedder_is_refused(store, static):
-    """Its threshold says nothing about these vectors."""
-    with pytest.raises(ConfigError, match=r"fitted on vectors of 'minilm'.*nearfar memory calibrate"):
-        SqliteMemory(store, static, policy=MatchPolicy("minilm", 0.9))
 
 
 @pytest.mark.parametrize("options", [{"ttl_s": 0}, {"ttl_s": float("nan")}, {"ttl_s": float("inf")}, {"max_memos": 0}])
