@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,8 @@ class StaticEmbedder:
 
     def __init__(self) -> None:
         try:
-            import wordllama
+            with _unchanged_logging():
+                import wordllama
         except ImportError as exc:
             raise ConfigError(
                 "The static embedder needs wordllama. Install it: pip install 'nearfar[retrieval]'"
@@ -148,6 +151,18 @@ class Remembered:
         fresh = [text for text in dict.fromkeys(texts) if text not in known]
         known.update(zip(fresh, embed(fresh), strict=True))
         return _unit_rows([known[text] for text in texts], len(texts), self.dim)
+
+
+@contextmanager
+def _unchanged_logging() -> Iterator[None]:
+    """Takes back what a library does to the root logger when it is imported: wordllama would show all of INFO."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _encodable(texts: Sequence[str]) -> list[str]:

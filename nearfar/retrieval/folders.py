@@ -1,0 +1,98 @@
+"""Which files are to be indexed: folders walked as git would, without what is ignored, hidden or a link."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nearfar.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+#: Files of patterns, read in every folder; both have .gitignore's syntax.
+IGNORE_FILES = (".gitignore", ".nearfarignore")
+
+
+def walk(root: Path, *, exclude: Sequence[str] = (), unread: list[Path] | None = None) -> Iterator[Path]:
+    """The files under a folder, or the file itself, in a fixed order.
+
+    Left out are hidden files and folders, links, what is no regular file, and what .gitignore or .nearfarignore files
+    say, those of the folders above up to the repository's included.
+
+    Args:
+        root: an absolute path.
+        exclude: more patterns, relative to the root.
+        unread: where the folders go that may not be listed.
+
+    Raises:
+        DataError: there is no such file or folder.
+        ConfigError: pathspec is not installed.
+    """
+    if root.is_file():
+        yield root
+        return
+    if not root.is_dir():
+        raise DataError(f"There is no file or folder {str(root)!r}. Check the path.", path=str(root))
+    specs = [*_above(root), (root, _spec(exclude))]
+    yield from _walk(root, specs, [] if unread is None else unread)
+
+
+def _walk(folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: list[Path]) -> Iterator[Path]:
+    specs = [*specs, *_specs_in(folder)]
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        unread.append(folder)
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.is_symlink():
+            continue
+        path = Path(entry.path)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if _is_ignored(path, specs, is_folder=is_folder):
+            continue
+        if is_folder:
+            yield from _walk(path, specs, unread)
+        elif entry.is_file(follow_symlinks=False):
+            yield path
+
+
+def _is_ignored(path: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], *, is_folder: bool) -> bool:
+    """What the nearest file of patterns that says anything about the path says."""
+    for base, spec in reversed(specs):
+        name = path.relative_to(base).as_posix()
+        verdict = spec.check_file(f"{name}/" if is_folder else name).include
+        if verdict is not None:
+            return verdict
+    return False
+
+
+def _above(root: Path) -> list[tuple[Path, GitIgnoreSpec]]:
+    """The patterns of the folders above, outermost first, if the root is inside a git repository."""
+    for depth, folder in enumerate([root, *root.parents]):
+        if (folder / ".git").exists():
+            between = [root, *root.parents][1 : depth + 1]
+            return [spec for parent in reversed(between) for spec in _specs_in(parent)]
+    return []
+
+
+def _specs_in(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
+    found = []
+    for name in IGNORE_FILES:
+        try:
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        found.append((folder, _spec(lines)))
+    return found
+
+
+def _spec(lines: Sequence[str]) -> GitIgnoreSpec:
+    try:
+        from pathspec import GitIgnoreSpec
+    except ImportError as exc:
+        raise ConfigError("Ignore rules need pathspec. Install it: pip install 'nearfar[retrieval]'") from exc
+    return GitIgnoreSpec.from_lines(lines)

@@ -1,0 +1,164 @@
+"""Indexing files: what is new or changed is read, what has vanished is deleted, what cannot be read is listed."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import readers
+from .chunking import Chunking, chunks
+from .database import DocumentRecord
+from .documents import Unreadable
+from .folders import walk
+from .readers import kind_of, read
+from .writing import CollectionWriter
+
+#: Files beyond this are listed as failed; a text of this size has about 100,000 chunks.
+MAX_BYTES = 100_000_000
+
+#: How long after its last change a file's time is not trusted to change with the next: filesystems' clocks are coarse.
+_COARSE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    done: int  # files looked at
+    total: int
+    name: str  # the file just looked at
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did."""
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    num_chunks: int = 0  # of what was added and changed
+    num_bytes: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # files in a folder that hold no text, and why
+    failures: list[tuple[str, str]] = field(default_factory=list)  # what could not be read, and why
+    elapsed_s: float = 0.0
+
+
+def index_paths(
+    writer: CollectionWriter,
+    paths: Sequence[Path],
+    *,
+    chunking: Chunking = Chunking(),  # noqa: B008 - frozen
+    exclude: Sequence[str] = (),
+    max_bytes: int = MAX_BYTES,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """What was done to make the collection hold the files as they are now.
+
+    Args:
+        writer: of the collection; its `finish` is called.
+        paths: files and folders. What was indexed from under them and is no longer there, or ignored now, is deleted.
+        chunking: how long chunks are; another length than before reads everything anew.
+        exclude: patterns in .gitignore's syntax, relative to each folder.
+        max_bytes: larger files are listed as failures.
+        on_progress: called after every file.
+
+    Raises:
+        DataError: a path does not exist, or the collection cannot be written; what was committed before stays.
+    """
+    started = time.monotonic()
+    report = Report()
+    roots = list(dict.fromkeys(path.absolute() for path in paths))
+    unread: list[Path] = []
+    found = [(root, list(walk(root, exclude=exclude, unread=unread))) for root in roots]
+    total = sum(len(files) for _, files in found)
+    done = 0
+    for root, files in found:
+        run = _Run(writer, root, chunking, max_bytes, report)
+        for path in files:
+            run.index(path)
+            done += 1
+            if on_progress:
+                on_progress(Progress(done, total, str(path)))
+        run.end({str(path) for path in files}, unread)
+    writer.finish()
+    report.elapsed_s = time.monotonic() - started
+    return report
+
+
+class _Run:
+    """One root's files."""
+
+    def __init__(
+        self, writer: CollectionWriter, root: Path, chunking: Chunking, max_bytes: int, report: Report
+    ) -> None:
+        self._writer = writer
+        self._root = root
+        self._chunking = chunking
+        self._max_bytes = max_bytes
+        self._report = report
+        self._failures: list[tuple[str, str]] = []
+
+    def index(self, path: Path) -> None:
+        """Reads the file if it is new or has changed."""
+        source = str(path)
+        try:
+            self._index(path, source)
+        except Unreadable as exc:
+            is_in_folder = path != self._root
+            if str(exc) == "is binary" and is_in_folder:
+                self._report.skipped.append((source, str(exc)))
+            else:
+                self._failures.append((source, str(exc)))
+        except OSError as exc:
+            self._failures.append((source, f"cannot be read: {exc.strerror or exc}"))
+
+    def end(self, seen: set[str], unread: Sequence[Path]) -> None:
+        """Deletes what has vanished and notes what failed."""
+        blind = tuple(f"{folder}/" for folder in unread)
+        self._failures += [(str(folder), "is a folder that may not be listed") for folder in unread]
+        gone = [
+            source
+            for source in self._writer.sources_under(str(self._root))
+            if source not in seen and not source.startswith(blind)
+        ]
+        self._report.deleted += self._writer.delete(gone)
+        self._writer.note_failures(str(self._root), self._failures)
+        self._report.failures += self._failures
+
+    def _index(self, path: Path, source: str) -> None:
+        report = self._report
+        status = path.stat()
+        if status.st_size > self._max_bytes:
+            raise Unreadable(f"has {status.st_size:,} bytes, more than the limit of {self._max_bytes:,}: --max-bytes")
+        kind = kind_of(path.name)
+        reading = f"{kind}-{readers.VERSION} {self._chunking.label}"
+        known = self._writer.document(source)
+        is_same_reading = known is not None and known.reading == reading
+        is_same_file = known is not None and (
+            (known.num_bytes, known.modified_ns) == (status.st_size, status.st_mtime_ns)
+            and known.indexed_at > status.st_mtime + _COARSE_S
+        )
+        if is_same_reading and is_same_file:
+            report.unchanged += 1
+            return
+        data = path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        record = DocumentRecord(source, sha256, str(self._root), len(data), status.st_mtime_ns, reading)
+        if known is not None and is_same_reading and known.sha256 == sha256:
+            self._writer.touch(record)
+            report.unchanged += 1
+            return
+        document = read(data, kind)
+        self._failures += [(source, problem) for problem in document.problems]
+        made = chunks(document, source, self._chunking)
+        self._writer.put(record, made)
+        report.num_chunks += len(made)
+        report.num_bytes += len(data)
+        if known is None:
+            report.added += 1
+        else:
+            report.changed += 1
