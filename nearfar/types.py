@@ -94,11 +94,12 @@ ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
 class ResponseFormat:
     """A shape that the answer's text must have."""
 
-    kind: Literal["text", "json_object", "json_schema", "grammar"]
+    kind: Literal["text", "json_object", "json_schema", "grammar", "choice"]
     schema: Mapping[str, Any] | None = None  # for json_schema
     name: str = "answer"
     strict: bool | None = None
     grammar: str | None = None  # for grammar: GBNF
+    choices: tuple[str, ...] = ()  # for choice: the texts that the answer may be; log-probabilities are among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +327,7 @@ class ModelCard:
     supports_json_schema: bool = False
     supports_json_object: bool | None = None  # JSON of any shape; None: as supports_json_schema
     supports_grammar: bool = False
+    supports_choice: bool = False
     modalities: frozenset[Modality] = frozenset({"text"})
     passes_extra: bool = False  # takes SamplingOptions.extra
     is_recording: bool = False  # replays recorded answers
@@ -362,6 +364,8 @@ class ModelCard:
             unmet["response_format"] = "cannot be held to JSON without a schema"
         if shape and shape.kind == "grammar" and not self.supports_grammar:
             unmet["response_format"] = "cannot be held to a grammar"
+        if shape and shape.kind == "choice" and not self.supports_choice:
+            unmet["response_format"] = "cannot be held to one of several texts"
         if query.sampling.logprobs and not self.supports_logprobs:
             unmet["logprobs"] = "gives no log-probabilities"
         if not self.passes_extra:

@@ -8,6 +8,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BLANK = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -32,6 +33,16 @@ def check(grammar: str) -> None:
         raise ValueError(f"rule {missing[0]!r} is used and not defined")
     if "root" not in parser.defined:
         raise ValueError("there is no rule 'root'")
+
+
+def choice(texts: Sequence[str]) -> str:
+    """A grammar of just these texts."""
+    return f"root ::= {' | '.join(map(_literal, texts))}"
+
+
+def _literal(text: str) -> str:
+    """The text in quotes; whatever is not a plain letter, by its number."""
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08X}" for c in text) + '"'
 
 
 class _Parser:

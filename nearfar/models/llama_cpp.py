@@ -44,7 +44,9 @@ class LlamaCppModel:
       `parallel_tool_calls`.
     - A JSON schema that is `strict` and cannot be enforced is refused; without `strict`, what cannot be enforced is
       a hint, as in OpenAI's API.
-    - Log-probabilities are the model's own, before any grammar or sampling option. Tokens that are only part of a
+    - A choice among texts that comes with log-probabilities has those of all of them, renormalised, and is drawn from
+      them whatever the temperature.
+    - Other log-probabilities are the model's own, before any grammar or sampling option. Tokens that are only part of a
       character come as one entry with the character's last token's number.
     - The same query with the same seed gives the same answer while no other query runs beside it: then the prompt is
       computed anew, since a cached one differs in the last bits.
@@ -96,6 +98,7 @@ class LlamaCppModel:
             supports_tools=True,
             supports_json_schema=True,
             supports_grammar=True,
+            supports_choice=True,
         )
         if not 0 <= temperature <= 2:
             raise ConfigError(f"temperature of {name!r} is {temperature!r}. Set it within [0, 2]")
@@ -232,6 +235,8 @@ class LlamaCppModel:
             options["logit_bias"] = [[_token_id(key), value] for key, value in sampling.logit_bias.items()]
         if sampling.logprobs:
             options |= {"logprobs": True, "top_logprobs": max(1, sampling.top_logprobs or 0)}
+        if sampling.logprobs and (choices := _choices(query)):
+            options |= {"top_logprobs": len(choices), "post_sampling_probs": True, "samplers": []}
         return {key: value for key, value in options.items() if value is not None}
 
     # --- the answer --------------------------------------------------------------------------------------------------
@@ -266,7 +271,7 @@ class _Progress:
     def __init__(self, query: Query) -> None:
         tools = offered_tools(query)
         self._reader = CallReader(tools) if tools else None
-        self._num_top = query.sampling.top_logprobs or 0
+        self._num_top = max(query.sampling.top_logprobs or 0, len(_choices(query)))
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.logprobs: list[TokenLogprob] = []
@@ -286,7 +291,9 @@ class _Progress:
         found = choice.logprobs.content if choice.logprobs else None
         logprobs = tuple(
             TokenLogprob(
-                each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs[: self._num_top])
+                each.token,
+                each.nats,
+                tuple((top.token, top.nats) for top in (each.top_probs or each.top_logprobs)[: self._num_top]),
             )
             for each in found or ()
         )
@@ -316,6 +323,11 @@ class _Progress:
         events: list[StreamEvent] = [TextDelta(text, logprobs)] if text or logprobs else []
         events += [ToolCallDelta(first + i, call.arguments, call.id, call.name) for i, call in enumerate(calls)]
         return events
+
+
+def _choices(query: Query) -> tuple[str, ...]:
+    form = query.response_format
+    return form.choices if form is not None and form.kind == "choice" else ()
 
 
 def _usage(wire: WireUsage | None) -> Usage | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import math
 import os
 import re
 import secrets
@@ -60,19 +61,30 @@ except RuntimeError:
 """
 
 
+#: A probability that llama.cpp's single precision rounds to zero, in nats: no token is impossible to a softmax.
+_LEAST_LOGPROB = -103.0
+
+
 class TopLogprob(msgspec.Struct):
-    """An alternative to a token."""
+    """An alternative to a token; `prob` in place of `logprob` where the sampler's own probabilities were asked for."""
 
     token: str
-    logprob: float
+    logprob: float = 0.0
+    prob: float | None = None
+
+    @property
+    def nats(self) -> float:
+        """The log-probability, whichever of the two was sent."""
+        if self.prob is None:
+            return self.logprob
+        return math.log(self.prob) if self.prob > 0 else _LEAST_LOGPROB
 
 
-class Logprob(msgspec.Struct):
+class Logprob(TopLogprob):
     """One token of a piece of the answer."""
 
-    token: str
-    logprob: float
     top_logprobs: list[TopLogprob] = []
+    top_probs: list[TopLogprob] = []
 
 
 class Logprobs(msgspec.Struct):

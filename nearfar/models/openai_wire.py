@@ -35,6 +35,7 @@ from nearfar.types import (
     Usage,
 )
 
+from . import gbnf
 from .http import Exchange, HttpClient
 
 #: OpenAI's own hosts, whose newer models take `max_completion_tokens` alone and tell "developer" from "system". Other
@@ -67,8 +68,9 @@ class OpenAIWireModel:
         context_window: tokens; None: unknown.
         max_output_tokens: the most it writes; sent where a query names no limit.
         price: None: unknown, which is not zero.
-        supports_grammar: the server takes GBNF as llama.cpp (`grammar`) or vLLM (`structured_outputs`) does; both are
-            sent, and each ignores the other's. Servers that know neither ignore both in silence, hence off unless told.
+        supports_grammar: the server takes GBNF, and a choice among texts, as llama.cpp (`grammar`) or vLLM
+            (`structured_outputs`) does; both are sent, and each ignores the other's. Servers that know neither ignore
+            both in silence, hence off unless told.
         max_tokens_field: what the server calls the limit of the output; None: `max_completion_tokens` at OpenAI and
             Azure, `max_tokens` elsewhere.
         connect_timeout_s: for name, connection and TLS together.
@@ -109,6 +111,7 @@ class OpenAIWireModel:
             supports_tools=supports_tools,
             supports_json_schema=supports_json_schema,
             supports_grammar=supports_grammar,
+            supports_choice=supports_grammar,
             modalities=modalities,
             passes_extra=True,
         )
@@ -373,6 +376,8 @@ def _tool_choice(choice: str | NamedTool) -> Any:
 def _shape(shape: ResponseFormat) -> dict[str, Any]:
     if shape.kind == "grammar":
         return {"grammar": shape.grammar, "structured_outputs": {"grammar": shape.grammar}}
+    if shape.kind == "choice":
+        return {"grammar": gbnf.choice(shape.choices), "structured_outputs": {"choice": shape.choices}}
     if shape.kind == "json_schema":
         schema: dict[str, Any] = {"name": shape.name, "schema": shape.schema or {}}
         if shape.strict is not None:

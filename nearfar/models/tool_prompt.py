@@ -132,6 +132,12 @@ def shape_of(query: Query) -> Shape:
         if tools:
             raise UnsupportedOption("a grammar cannot be kept while tools may be called", param="response_format")
         return Shape(_checked(form.grammar))
+    if form and form.kind == "choice":
+        if tools:
+            raise UnsupportedOption("a choice cannot be kept while tools may be called", param="response_format")
+        if not form.choices or not all(form.choices):
+            raise RequestError("a choice needs texts to choose from, none of them empty", param="response_format")
+        return Shape(gbnf.choice(form.choices))
     answer = _answer_schema(form) if form else None
     if not tools:
         if answer is None:
