@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Literal
 
 from nearfar.errors import DataError, RequestError, UnknownModel
-from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEnd, StreamEvent
+from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEvent
 
 from .cascade import Cascade, Tier
 from .planning import Plan, check, plan
@@ -69,31 +69,25 @@ class Router:
             RequestError: the query itself is not acceptable.
             UpstreamError: every model that was asked failed; `decision_id` names the record.
         """
-        answer: Answer | None = None
-        async for event in self._run(query, door, streams=False):  # to its end: closing it early costs more
-            if isinstance(event, StreamEnd):
-                answer = event.answer
-        if answer is None:
-            raise AssertionError("a run ends with StreamEnd or an error")
-        return answer
+        return await self._run(query, door).answer()
 
     def stream(self, query: Query, *, door: str = "python") -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece: `StreamStart` once a tier is committed to, deltas, `StreamEnd`.
 
         A refused query's stream is a lone `StreamEnd`. Raises as `answer` does.
         """
-        return self._run(query, door, streams=True)
+        return self._run(query, door).events()
 
     async def aclose(self) -> None:
         """Closes the models."""
         for model in self._models.values():
             await model.aclose()
 
-    def _run(self, query: Query, door: str, *, streams: bool) -> AsyncGenerator[StreamEvent, None]:
+    def _run(self, query: Query, door: str) -> Run:
         check(query)
         cascade = self._cascade(query)
         is_named = self._kinds[query.model] == "model"
-        return Run(cascade, query, door=door, is_named=is_named, journal=self).events(streams=streams)
+        return Run(cascade, query, door=door, is_named=is_named, journal=self)
 
     def _cascade(self, query: Query) -> Cascade:
         cascade = self._cascades.get(query.model)

@@ -1,6 +1,6 @@
 """A query's life: plan, try, judge, commit, record.
 
-A run yields stream events; a whole answer is the same run, drained. Outcomes (refused, abstained, out of budget) are
+A run gives a whole answer, or yields its stream's events. Outcomes (refused, abstained, out of budget) are
 answers with a decision; only a query that nobody answered because its models failed raises.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -90,7 +90,7 @@ class Journal(Protocol):
 
 
 class Run:
-    """One query on its way through one cascade; good for one call of `events`.
+    """One query on its way through one cascade; good for one call of `answer` or `events`.
 
     Args:
         cascade: the tiers.
@@ -121,58 +121,66 @@ class Run:
         self._error: NearfarError | None = None
         self._is_recorded = False
 
-    async def events(self, *, streams: bool) -> AsyncGenerator[StreamEvent, None]:
-        """The run's events; the decision is written before the last one."""
+    async def answer(self) -> Answer:
+        """The whole answer; the decision is written before it is given."""
         try:
-            async with aclosing(self._tiers(streams)) as events:
-                async for event in events:
-                    yield event
-        except NearfarError as exc:
+            tiers = self._plan()
+            for i, tier in enumerate(tiers):
+                if self._must_stop(tier):
+                    break
+                answer = await self._try_whole(tier, is_last=i + 1 == len(tiers))
+                if answer is not None:
+                    return answer
+            return await self._out_of_tiers()
+        except BaseException as exc:
+            await self._note_end_by(exc)
+            raise
+
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        """The answer as a stream; the decision is written before the last event."""
+        answer: Answer | None = None
+        try:
+            tiers = self._plan()
+            for i, tier in enumerate(tiers):
+                if self._must_stop(tier):
+                    break
+                later = tiers[i + 1 :]
+                if self._may_stream(tier, bool(later)):
+                    query = self._prepared(tier)
+                    if query is None:
+                        continue
+                    async with aclosing(self._stream(tier, query, later)) as events:
+                        async for event in events:
+                            yield event
+                            if isinstance(event, StreamEnd):
+                                return
+                    continue
+                answer = await self._try_whole(tier, is_last=not later)
+                if answer is not None:
+                    break
+            for event in self._pieces(answer or await self._out_of_tiers()):
+                yield event
+        except BaseException as exc:
+            await self._note_end_by(exc)
+            raise
+
+    def _plan(self) -> list[Tier]:
+        self._candidates = plan(self._query, self._cascade).candidates
+        self._latency_s["plan"] = time.perf_counter() - self._started
+        return [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
+
+    async def _note_end_by(self, exc: BaseException) -> None:
+        """Records a run that ended without an answer."""
+        if isinstance(exc, NearfarError):
             status: Status = "refused" if isinstance(exc, RequestError) else "failed"
             self._record(status, self._stopped_by or "upstream_failed", None, error=str(exc))
             exc.decision_id = self._id
             await self._journal.flush()
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            if not self._is_recorded:
-                self._note_cancellation()
-                self._record("cancelled", "cancelled", None)
-            raise
-        except BaseException as exc:
+        elif not isinstance(exc, asyncio.CancelledError | GeneratorExit):
             self._record("failed", "upstream_failed", None, error=repr(exc))
-            raise
-
-    async def _tiers(self, streams: bool) -> AsyncGenerator[StreamEvent, None]:
-        planned = plan(self._query, self._cascade)
-        self._candidates = planned.candidates
-        self._latency_s["plan"] = time.perf_counter() - self._started
-        tiers = [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
-
-        for i, tier in enumerate(tiers):
-            if self._must_stop(tier):
-                break
-            query = self._prepared(tier)
-            if query is None:
-                continue
-            later = tiers[i + 1 :]
-            if streams and self._may_stream(tier, bool(later)):
-                async with aclosing(self._stream(tier, query, later)) as events:
-                    async for event in events:
-                        yield event
-                        if isinstance(event, StreamEnd):
-                            return
-                continue
-            answer = await self._complete(tier, query)
-            if answer is None:
-                continue
-            judgement = self._judge(tier, answer, is_last=not later)
-            self._note(judgement, answer)
-            if judgement.verdict == "accepted":
-                async for event in self._deliver(answer, judgement, self._reason(judgement), streams):
-                    yield event
-                return
-        async for event in self._out_of_tiers(streams):
-            yield event
+        elif not self._is_recorded:
+            self._note_cancellation()
+            self._record("cancelled", "cancelled", None)
 
     # --- one tier ----------------------------------------------------------------------------------------------------
 
@@ -204,6 +212,18 @@ class Run:
             self._departures.append(_departure(card, query))
         self._current = _Try(tier, query, time.perf_counter(), (asked.top_logprobs or 0) if asked.logprobs else None)
         return self._current
+
+    async def _try_whole(self, tier: Tier, *, is_last: bool) -> Answer | None:
+        """The tier's answer where it is the final one; None where the next tier may try."""
+        query = self._prepared(tier)
+        answer = None if query is None else await self._complete(tier, query)
+        if answer is None:
+            return None
+        judgement = self._judge(tier, answer, is_last=is_last)
+        self._note(judgement, answer)
+        if judgement.verdict != "accepted":
+            return None
+        return await self._end(answer, judgement, self._reason(judgement))
 
     async def _complete(self, tier: Tier, query: Query) -> Answer | None:
         """The tier's whole answer; None where it failed and the next tier may try."""
@@ -291,14 +311,14 @@ class Run:
             judgement = self._judge(tier, answer, is_last=not later)
             self._note(judgement, answer)
             if judgement.verdict == "accepted":
-                async for event in self._deliver(answer, judgement, self._reason(judgement), streams=True):
+                for event in self._pieces(await self._end(answer, judgement, self._reason(judgement))):
                     yield event
             return
         whole = self._judge(tier, answer, is_last=True, may_abstain=False)
         if judgement is not None:
             whole = replace(judgement, signals=whole.signals)
         self._note(whole, answer)
-        yield await self._end(answer, whole, self._reason(whole))
+        yield StreamEnd(await self._end(answer, whole, self._reason(whole)))
 
     async def _within(self, tier: Tier, current: _Try) -> AsyncGenerator[StreamEvent, None]:
         """The model's events, each inside the time that is left.
@@ -515,44 +535,40 @@ class Run:
         score = judgement.score if judgement else None
         return StreamStart(self._id, tier.name, tier.model.card.name, score, tier.threshold, is_calibrated)
 
-    async def _deliver(
-        self, answer: Answer, judgement: _Judgement, reason: DecisionReason, streams: bool, status: Status = "answered"
-    ) -> AsyncGenerator[StreamEvent, None]:
+    def _pieces(self, answer: Answer) -> Iterator[StreamEvent]:
         """An answer that is whole already, as events."""
-        end = await self._end(answer, judgement, reason, status)
-        decision = end.answer.decision
-        if streams and decision is not None:
+        decision = answer.decision
+        if decision is not None and decision.status != "refused":
             yield StreamStart(
                 self._id, decision.tier, decision.model, decision.score, decision.threshold, decision.is_calibrated
             )
-            if end.answer.reasoning:
-                yield ReasoningDelta(end.answer.reasoning)
-            if end.answer.text:
-                yield TextDelta(end.answer.text, end.answer.logprobs or ())
-            for i, call in enumerate(end.answer.tool_calls):
+            if answer.reasoning:
+                yield ReasoningDelta(answer.reasoning)
+            if answer.text:
+                yield TextDelta(answer.text, answer.logprobs or ())
+            for i, call in enumerate(answer.tool_calls):
                 yield ToolCallDelta(i, call.arguments, call.id, call.name)
-        yield end
+        yield StreamEnd(answer)
 
     async def _end(
         self, answer: Answer, judgement: _Judgement, reason: DecisionReason, status: Status = "answered"
-    ) -> StreamEnd:
+    ) -> Answer:
+        """The answer with its decision, which is written."""
         step = self._steps[-1]
         given_step = step if step.score == judgement.score else replace(step, score=judgement.score)
         decision = self._record(status, reason, given_step)
         await self._journal.flush()
         given = self._best if status == "answered" and self._best is not None else answer
-        return StreamEnd(
-            replace(
-                given,
-                text=answer.text,
-                cost_usd=decision.cost_usd,
-                is_cost_estimated=decision.is_cost_estimated,
-                latency_s=decision.latency_s["total"],
-                decision=decision,
-            )
+        return replace(
+            given,
+            text=answer.text,
+            cost_usd=decision.cost_usd,
+            is_cost_estimated=decision.is_cost_estimated,
+            latency_s=decision.latency_s["total"],
+            decision=decision,
         )
 
-    async def _out_of_tiers(self, streams: bool) -> AsyncGenerator[StreamEvent, None]:
+    async def _out_of_tiers(self) -> Answer:
         """Nobody was sure enough: the best answer so far, abstention, refusal, or the error."""
         did_fail = bool(self._steps) and self._steps[-1].verdict == "failed"
         unfinished, time_is_up = self._unfinished, self._stopped_by == "out_of_time"
@@ -570,21 +586,17 @@ class Run:
             if self._query.when_unsure == "abstain":
                 self._steps.append(step)
                 answer = Answer(ABSTENTION, step.model, finish_reason="abstained")
-                events = self._deliver(answer, judgement, reason, streams, "abstained")
-            elif self._best is not None:
-                note = f"{step.reason}; given all the same: {_in_words(reason)}"
-                self._steps.append(replace(step, verdict="accepted", reason=note))
-                events = self._deliver(self._best, judgement, reason, streams)
-            else:
+                return await self._end(answer, judgement, reason, "abstained")
+            if self._best is None:
                 raise AssertionError("a deferred step has left an answer")
-            async for event in events:
-                yield event
-            return
+            note = f"{step.reason}; given all the same: {_in_words(reason)}"
+            self._steps.append(replace(step, verdict="accepted", reason=note))
+            return await self._end(self._best, judgement, reason)
         if self._error is not None and not isinstance(self._error, BudgetExceeded):
             raise self._error
-        yield await self._refuse()
+        return await self._refuse()
 
-    async def _refuse(self) -> StreamEnd:
+    async def _refuse(self) -> Answer:
         reasons = {c.tier: c.reason for c in self._candidates if not c.is_eligible}
         if self._error is not None:
             reasons[self._steps[-1].tier] = str(self._error)
@@ -596,14 +608,12 @@ class Run:
         reason: DecisionReason = self._stopped_by or ("out_of_budget" if is_money else "no_tier")
         decision = self._record("refused", reason, None, error=str(why))
         await self._journal.flush()
-        return StreamEnd(
-            Answer(
-                finish_reason="refused",
-                refusal=str(why),
-                cost_usd=decision.cost_usd,
-                latency_s=decision.latency_s["total"],
-                decision=decision,
-            )
+        return Answer(
+            finish_reason="refused",
+            refusal=str(why),
+            cost_usd=decision.cost_usd,
+            latency_s=decision.latency_s["total"],
+            decision=decision,
         )
 
     def _record(

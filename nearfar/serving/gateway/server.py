@@ -197,6 +197,7 @@ class _Server(uvicorn.Server):
 _TOO_SLOW = invalid("The request did not arrive in time.", code="request_timeout", status=408)
 _HEAD_TOO_LARGE = invalid("The request's headers are too large.", code="headers_too_large", status=431)
 _NEVER = float("inf")
+_CONTINUE = b"HTTP/1.1 100 "
 
 
 class _Protocol(HttpToolsProtocol):
@@ -239,6 +240,8 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._has_head = True
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose replies have no body
+            self.cycle.transport = _WithHead(self.transport)  # type: ignore[assignment]  # all that a reply uses
 
     def on_message_complete(self) -> None:
         self.receiving_since = _NEVER
@@ -259,6 +262,42 @@ class _Protocol(HttpToolsProtocol):
                 + body
             )
         self.transport.close()
+
+
+class _WithHead:
+    """A reply's transport that sends the head with the first of the body: one system call and one segment, not two."""
+
+    __slots__ = ("_head", "_is_out", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._is_out = False
+
+    def write(self, data: bytes) -> None:
+        """Sends `data`, or keeps it where it is the head."""
+        if self._is_out:
+            self._transport.write(data)
+        elif self._head:
+            self._send_head(data)
+        elif data.startswith(_CONTINUE):
+            self._transport.write(data)
+        else:
+            self._head = data
+
+    def close(self) -> None:
+        """Sends what is kept, and closes."""
+        if self._head and not self._is_out:
+            self._send_head(b"")
+        self._transport.close()
+
+    def _send_head(self, body: bytes) -> None:
+        self._is_out = True
+        self._transport.write(self._head + body)
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._transport.is_closing()
 
 
 def _protocol(settings: GatewaySettings) -> type[_Protocol]:
