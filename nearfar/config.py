@@ -200,6 +200,65 @@ class GatewaySection(_Section):
     shutdown_grace_s: PositiveFloat = 30.0
 
 
+class RetrievalSettings(_Section):
+    """Collections of documents."""
+
+    dir: Path | None = None  # None: collections in data.dir
+    embedder: str = "static"  # of new collections: static, minilm, one of [embedders]; none: search by words alone
+    passages: int = Field(5, ge=1, le=50)  # that an answer is grounded in
+    max_chars: PositiveInt = Field(1000, ge=100)  # of a chunk
+
+
+class _EmbedderSettings(_Section):
+    """What every kind of embedder takes."""
+
+    dim: PositiveInt | None = None  # the first so many numbers of a Matryoshka model; None: all
+    query_prompt: str = ""  # before every text that searches
+    document_prompt: str = ""  # before every text that is found
+    batch_size: PositiveInt = 32
+
+
+class SentenceTransformersSettings(_EmbedderSettings):
+    """A model of sentence-transformers, from its hub or a folder."""
+
+    kind: Literal["sentence-transformers"]
+    model: str
+    device: str | None = None  # as torch names it; None: torch's choice
+
+
+class OpenAIEmbedderSettings(_EmbedderSettings):
+    """A server that speaks OpenAI's embeddings."""
+
+    kind: Literal["openai"]
+    url: str = OPENAI_URL
+    model: str
+    placement: Placement = "far"
+    api_key_env: str | None = None  # OPENAI_API_KEY where the URL is OpenAI's
+    timeout_s: PositiveFloat = 60.0
+    attempts: int = Field(3, ge=1, le=10)
+    batch_size: PositiveInt = 128
+
+
+class LlamaCppEmbedderSettings(_EmbedderSettings):
+    """A GGUF file of an embedding model, run inside this process."""
+
+    kind: Literal["llama.cpp"]
+    path: Path
+    context_window: PositiveInt = 512
+    threads: PositiveInt | None = None
+
+
+EmbedderSettings: TypeAlias = SentenceTransformersSettings | OpenAIEmbedderSettings | LlamaCppEmbedderSettings
+
+_EMBEDDER_KINDS: Mapping[str, type[EmbedderSettings]] = {
+    "sentence-transformers": SentenceTransformersSettings,
+    "openai": OpenAIEmbedderSettings,
+    "llama.cpp": LlamaCppEmbedderSettings,
+}
+#: Embedders that are there without a table of the file.
+BUILT_IN_EMBEDDERS = ("static", "minilm")
+
+
 class DataSection(_Section):
     """Where nearfar keeps its files."""
 
@@ -231,17 +290,21 @@ class Settings:
     budget: BudgetSettings
     gateway: GatewaySection
     data: DataSection
+    retrieval: RetrievalSettings
     path: Path | None = None  # the file; None: there is none
     model_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by model
     missing_keys: Mapping[str, str] = field(default_factory=dict)  # model → variable that is not set
     gateway_keys: tuple[SecretStr, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    embedders: Mapping[str, EmbedderSettings] = field(default_factory=dict)
+    embedder_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by embedder
 
     SECTIONS: ClassVar[Mapping[str, type[_Section]]] = {
         "decisions": DecisionSettings,
         "budget": BudgetSettings,
         "gateway": GatewaySection,
         "data": DataSection,
+        "retrieval": RetrievalSettings,
     }
 
     @classmethod
@@ -271,6 +334,11 @@ class Settings:
         return self.decisions.path or self.data.dir / "nearfar.db"
 
     @property
+    def collections_path(self) -> Path:
+        """The folder with a folder for every collection of documents."""
+        return self.retrieval.dir or self.data.dir / "collections"
+
+    @property
     def keys_path(self) -> Path:
         """The gateway's keys, hashed."""
         return self.data.dir / "keys.json"
@@ -278,7 +346,7 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every secret by value, for scrubbing logs."""
-        found = [*self.model_keys.values(), *self.gateway_keys]
+        found = [*self.model_keys.values(), *self.embedder_keys.values(), *self.gateway_keys]
         for model in self.models.values():
             if isinstance(model, OpenAISettings):
                 found.extend(model.headers.values())
@@ -385,10 +453,11 @@ class _Loader:
         self._origins: dict[str, str] = {}
         self._keys: dict[str, SecretStr] = {}
         self._missing: dict[str, str] = {}
+        self._embedder_keys: dict[str, SecretStr] = {}
 
     def load(self) -> Settings:
         tables = self._read()
-        valid = ["models", "cascades", *Settings.SECTIONS]
+        valid = ["models", "cascades", "embedders", *Settings.SECTIONS]
         for name, table in tables.items():
             if name not in valid:
                 raise self._unknown(name, valid, what="section")
@@ -397,6 +466,14 @@ class _Loader:
         sections = {name: self._fixed(name, tables.get(name, {})) for name in Settings.SECTIONS}
         models = self._models(tables.get("models"))
         cascades = self._cascades(tables.get("cascades") or {}, models)
+        embedders = self._embedders(tables.get("embedders") or {})
+        chosen = sections["retrieval"].embedder
+        known = ["none", *BUILT_IN_EMBEDDERS, *embedders]
+        if chosen not in known:
+            raise self._error(
+                f"retrieval.embedder is {chosen!r}{_did_you_mean(chosen, known)}; the embedders are {_listed(known)}",
+                "embedder",
+            )
         keys = _split(self._env.get("NEARFAR_API_KEYS", ""))
         return Settings(
             models=models,
@@ -407,6 +484,8 @@ class _Loader:
             missing_keys=self._missing,
             gateway_keys=tuple(map(SecretStr, keys)),
             origins=self._origins,
+            embedders=embedders,
+            embedder_keys=self._embedder_keys,
         )
 
     def _read(self) -> dict[str, Any]:
@@ -490,6 +569,49 @@ class _Loader:
         if isinstance(model, OpenAISettings | AnthropicSettings) and not re.match(r"https?://[^/\s]", model.url):
             raise self._error(f"{where}.url must begin with http:// or https://, not {model.url!r}", "url")
         return model
+
+    def _embedders(self, tables: dict[str, Any]) -> dict[str, EmbedderSettings]:
+        embedders: dict[str, EmbedderSettings] = {}
+        for name, table in tables.items():
+            where = f"embedders.{name}"
+            if not isinstance(table, dict):
+                raise self._error(f"{where} must be a table: [embedders.{name}]", name)
+            self._check_name(name)
+            if name in ("none", *BUILT_IN_EMBEDDERS):
+                raise self._error(f"{name!r} is the name of a built-in embedder; rename [embedders.{name}]", name)
+            kind = str(table.get("kind"))
+            if kind not in _EMBEDDER_KINDS:
+                raise self._error(
+                    f"{where}.kind is {kind!r}{_did_you_mean(kind, _EMBEDDER_KINDS)}; use one of "
+                    f"{_listed(_EMBEDDER_KINDS)}",
+                    "kind" if "kind" in table else name,
+                )
+            cls = _EMBEDDER_KINDS[kind]
+            self._check_keys(where, table, cls)
+            values = dict(table)
+            if isinstance(values.get("path"), str):
+                values["path"] = self._resolve(values["path"])
+            embedders[name] = self._validate(cls, values, where)
+            self._origins.update({f"{where}.{key}": self._file_name for key in table})
+            self._find_embedder_key(name, embedders[name])
+        return embedders
+
+    def _find_embedder_key(self, name: str, embedder: EmbedderSettings) -> None:
+        if not isinstance(embedder, OpenAIEmbedderSettings):
+            return
+        variable = embedder.api_key_env
+        if variable is None and embedder.url.rstrip("/") == OPENAI_URL:
+            variable = "OPENAI_API_KEY"
+        value = self._env.get(variable, "").strip() if variable else ""
+        if variable and value:
+            self._embedder_keys[name] = SecretStr(value)
+            self._origins[f"embedders.{name}.api_key"] = f"${variable}"
+        elif variable and self._needs_keys:
+            raise self._error(
+                f"Embedder {name!r} takes its key from ${variable}, which is not set; set it, or remove "
+                f"[embedders.{name}]",
+                variable,
+            )
 
     def _find_key(self, name: str, model: ModelSettings) -> None:
         if not isinstance(model, OpenAISettings | AnthropicSettings):
@@ -714,6 +836,7 @@ def _compact(value: Any) -> Any:
 def _describe(settings: Settings) -> Iterator[Setting]:
     groups: dict[str, BaseModel] = {f"models.{name}": model for name, model in settings.models.items()}
     groups |= {f"cascades.{name}": cascade for name, cascade in settings.cascades.items()}
+    groups |= {f"embedders.{name}": embedder for name, embedder in settings.embedders.items()}
     groups |= {name: getattr(settings, name) for name in Settings.SECTIONS}
     for where, section in groups.items():
         values = section.model_dump(mode="json")
