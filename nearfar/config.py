@@ -149,6 +149,25 @@ _KINDS: Mapping[str, type[ModelSettings]] = {
 }
 
 
+#: Signals that a tier reads only where they are asked for: the first four take calls; docs/routing.md has the price.
+SignalName: TypeAlias = Literal[
+    "self_consistency",
+    "semantic_entropy",
+    "p_true",
+    "self_check",
+    "stated_confidence",
+    "span",
+    "query",
+    "similar_queries",
+    "predicted_gain",
+]
+
+#: Those of them that take calls.
+PAID_SIGNALS = frozenset({"self_consistency", "semantic_entropy", "p_true", "self_check", "stated_confidence"})
+
+EmbedderName: TypeAlias = Literal["static", "minilm"]
+
+
 class TierSettings(_Section):
     """One step of a cascade; a bare string in the file is its model."""
 
@@ -157,6 +176,41 @@ class TierSettings(_Section):
     threshold: float | None = Field(default=None, ge=0, le=1)
     draft: bool = False  # hand the best answer so far on to this tier
     deadline_s: PositiveFloat | None = None
+    signals: tuple[SignalName, ...] = ()  # beyond those that every answer carries
+    samples: int = Field(default=5, ge=2, le=100)  # for self_consistency and semantic_entropy
+    sample_temperature: float = Field(default=0.7, gt=0, le=2)
+    same_by: Literal["answer", "embedding", "entailment"] = "answer"  # which samples say the same
+    judge: str | None = None  # the model that judges entailment; None: the tier's own
+    abstain_below: float | None = Field(default=None, ge=0, le=1)  # a score below which no further tier is asked
+
+
+class RouterSettings(_Section):
+    """A fitted router that picks the tier to begin at."""
+
+    file: Path  # made by `nearfar evaluate --save`
+    threshold: float  # expected gain from which the strong tier is chosen
+    weak: str | None = None  # the tier whose model it was fitted on as the weak one; None: the first
+    strong: str | None = None  # None: the last
+    use: Literal["order", "skip", "pick"] = "order"
+    explore: float = Field(0.0, ge=0, le=1)  # share of queries left to a coin, so that the log can judge other routers
+
+
+class BanditSettings(_Section):
+    """A bandit that picks the tier to begin at and learns from outcomes."""
+
+    rule: Literal["thompson", "linucb"] = "thompson"
+    features: tuple[str, ...] = ("query_length", "query_numbers", "query_symbols")
+    budget_usd: PositiveFloat | None = None  # mean cost per query to keep to; None: cost does not matter
+    floor: float = Field(0.05, gt=0, lt=0.5)  # the least probability of each tier
+    use: Literal["order", "skip", "pick"] = "order"
+
+
+class MonitorSettings(_Section):
+    """Watches what the policy promises, on outcomes and signals as they come."""
+
+    alpha: float | None = Field(default=None, gt=0, lt=1)  # wrong among the accepted; None: as the policy promises
+    false_alarm_rate: float = Field(0.05, gt=0, lt=1)
+    on_alarm: Literal["defer", "tell"] = "defer"  # defer: the tier's answers are accepted no more
 
 
 class CascadeSettings(_Section):
@@ -167,6 +221,11 @@ class CascadeSettings(_Section):
     prefix_tokens: PositiveInt = 16
     policy: Path | None = None  # made by `nearfar calibrate`
     policies: tuple[Path, ...] = ()  # more of them, for queries that name one as their quality
+    router: RouterSettings | None = None
+    bandit: BanditSettings | None = None
+    monitor: MonitorSettings | None = None
+    labelled_queries: Path | None = None  # for the signal similar_queries: `query`, and `correct` where known
+    embedder: EmbedderName = "static"  # for similar_queries, same_by = "embedding" and routers that embed
 
 
 class DecisionSettings(_Section):
@@ -667,6 +726,13 @@ class _Loader:
             values["policy"] = self._resolve(values["policy"])
         if isinstance(values.get("policies"), list):
             values["policies"] = [self._resolve(str(path)) for path in values["policies"]]
+        if isinstance(values.get("labelled_queries"), str):
+            values["labelled_queries"] = self._resolve(values["labelled_queries"])
+        for key, cls in (("router", RouterSettings), ("bandit", BanditSettings), ("monitor", MonitorSettings)):
+            if isinstance(values.get(key), dict):
+                self._check_keys(f"{where}.{key}", values[key], cls)
+        if isinstance(values.get("router"), dict) and isinstance(values["router"].get("file"), str):
+            values["router"] = {**values["router"], "file": self._resolve(values["router"]["file"])}
         cascade = self._validate(CascadeSettings, values, where)
         seen: set[str] = set()
         known = model_names(models)
@@ -685,11 +751,42 @@ class _Loader:
                 raise self._error(
                     f"{where} has a policy and a threshold on {name!r}; the policy sets it: keep one", "tiers"
                 )
+        self._check_signals(where, cascade, known)
         if cascade.tiers[0].draft:
             raise self._error(f"{where}: the first tier has no earlier draft; remove draft = true", "draft")
         if cascade.commit == "answer" and "prefix_tokens" in table:
             raise self._error(f'{where} sets prefix_tokens, which needs commit = "prefix"', "prefix_tokens")
         return cascade
+
+    def _check_signals(self, where: str, cascade: CascadeSettings, models: Iterable[str]) -> None:
+        """What signals, router and bandit need besides their own keys."""
+        names = [tier.name or tier.model for tier in cascade.tiers]
+        for name, tier in zip(names, cascade.tiers, strict=True):
+            if tier.judge is not None and tier.judge not in models:
+                raise self._error(
+                    f"{where}: the judge {tier.judge!r} of tier {name!r} is no model; the models are {_listed(models)}",
+                    "judge",
+                )
+            if tier.judge is not None and tier.same_by != "entailment":
+                raise self._error(f'{where}: tier {name!r} has a judge, which needs same_by = "entailment"', "judge")
+            if cascade.commit == "prefix" and PAID_SIGNALS & set(tier.signals) and tier is not cascade.tiers[-1]:
+                raise self._error(
+                    f'{where}: commit = "prefix" judges the first tokens, and the signals of tier {name!r} need the '
+                    "whole answer; keep one",
+                    "commit",
+                )
+            if "similar_queries" in tier.signals and cascade.labelled_queries is None:
+                raise self._error(f"{where}: similar_queries needs labelled_queries, a file of them", "signals")
+            if "predicted_gain" in tier.signals and cascade.router is None:
+                raise self._error(f"{where}: predicted_gain needs router, a table with its file", "signals")
+        if (cascade.router or cascade.bandit) and len(names) < 2:
+            raise self._error(f"{where} has one tier, so that there is nothing to choose; add one", "tiers")
+        if cascade.router and cascade.bandit:
+            raise self._error(f"{where} has a router and a bandit; keep one to choose the tier", "bandit")
+        for role in ("weak", "strong") if cascade.router else ():
+            named = getattr(cascade.router, role)
+            if named is not None and named not in names:
+                raise self._error(f"{where}.router.{role} is {named!r}, no tier; the tiers are {_listed(names)}", role)
 
     # --- checking and saying ---
 

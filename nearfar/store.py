@@ -131,7 +131,16 @@ class Store:
 
     async def read(self, operation: Operation[T]) -> T:
         """Runs a read-only `operation` in a thread and returns its result."""
-        return await asyncio.to_thread(self._read, operation)
+        return await asyncio.to_thread(self.read_now, operation)
+
+    def read_now(self, operation: Operation[T]) -> T:
+        """Blocking twin of `read`, for use before an event loop runs."""
+        with self._reader_lock:
+            self._check_open()
+            try:
+                return operation(self._reader)
+            except sqlite3.Error as exc:
+                raise _unusable(self.path, exc) from exc
 
     def close(self) -> None:
         """Writes what is queued and closes the file. Twice is fine."""
@@ -213,14 +222,6 @@ class Store:
 
     def _connect(self, *, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
         return _connect(self.path, timeout_s)
-
-    def _read(self, operation: Operation[T]) -> T:
-        with self._reader_lock:
-            self._check_open()
-            try:
-                return operation(self._reader)
-            except sqlite3.Error as exc:
-                raise _unusable(self.path, exc) from exc
 
     def _run(self) -> None:
         is_open = True

@@ -142,6 +142,7 @@ class Query:
     session: str | None = None
     when_unsure: Literal["best", "abstain"] = "best"  # out of tiers and still unsure
     metadata: Mapping[str, str] = field(default_factory=dict)
+    wants_signals: bool = False  # read every signal that the tier may, also where it decides nothing: for labelling
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isinf
@@ -9,19 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from nearfar.config import (
+    BUILT_IN_EMBEDDERS,
     AnthropicSettings,
     CascadeSettings,
+    LlamaCppEmbedderSettings,
     LlamaCppSettings,
     ModelSettings,
+    MonitorSettings,
+    OpenAIEmbedderSettings,
     OpenAISettings,
     PythonSettings,
     ReplaySettings,
+    SentenceTransformersSettings,
     Settings,
     TierSettings,
     placement,
     read_keys,
 )
-from nearfar.errors import ConfigError
+from nearfar.errors import ConfigError, RequestError
 from nearfar.models.budget import BUDGETS, Budget, Budgeted
 from nearfar.models.cache import CACHE, Cached
 from nearfar.models.catalogue import ModelFacts, find
@@ -30,15 +36,21 @@ from nearfar.models.deadline import Deadline
 from nearfar.models.limits import Limited
 from nearfar.models.retry import Retried
 from nearfar.models.wrapper import Wrapper
-from nearfar.router.cascade import Cascade, Tier
+from nearfar.router.cascade import Cascade, Chooser, Tier
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog
+from nearfar.router.learning import LEARNING, Learner, Learning, LiveBandit, LiveMonitor, Watch
+from nearfar.router.outcomes import OutcomeLog
 from nearfar.router.policies import Policy
 from nearfar.router.router import Router
-from nearfar.router.scorers import MeanProbability
+from nearfar.router.scorers import MeanProbability, StatedProbability
 from nearfar.store import Store
-from nearfar.types import FREE, ChatModel, Price, Scorer
+from nearfar.types import FREE, ChatModel, Embedder, Price, Scorer
 
 if TYPE_CHECKING:
+    from nearfar.retrieval.collection import Collection
+    from nearfar.retrieval.writing import CollectionWriter
+    from nearfar.router.predictive import PredictiveRouter
+    from nearfar.router.sampled_signals import Probe
     from nearfar.serving.gateway.settings import GatewaySettings
 
 
@@ -53,6 +65,8 @@ class Wired:
     cascades: Mapping[str, Cascade]
     router: Router
     budget: Budget | None  # None: no limit was set
+    learning: Learning
+    outcomes: OutcomeLog
 
     async def aclose(self) -> None:
         """Closes the models, then the store. Twice is fine."""
@@ -77,8 +91,14 @@ def build(settings: Settings) -> Wired:
             for name, model in settings.models.items()
             for built in _with_adapters(build_model(settings, name), model)
         }
-        cascades = {name: _cascade(name, cascade, models) for name, cascade in settings.cascades.items()}
-        return Wired(settings, store, log, models, cascades, Router(cascades, models, log=log), budget)
+        learning = open_learning(settings, store)
+        cascades = {
+            name: _Cascades(name, cascade, settings, models, learning).build()
+            for name, cascade in settings.cascades.items()
+        }
+        outcomes = OutcomeLog(store, log, learning)
+        router = Router(cascades, models, log=log, outcomes=outcomes, learning=learning)
+        return Wired(settings, store, log, models, cascades, router, budget, learning, outcomes)
     except BaseException:
         store.close()
         raise
@@ -86,12 +106,80 @@ def build(settings: Settings) -> Wired:
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name, with every table."""
-    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS])
+    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING])
 
 
 def open_log(settings: Settings, store: Store) -> SqliteDecisionLog:
     """The decision log in the store."""
     return SqliteDecisionLog(store, text=settings.decisions.text, retention_days=settings.decisions.retention_days)
+
+
+def open_learning(settings: Settings, store: Store) -> Learning:
+    """Every bandit and monitor that the settings name, with what they have learned so far; no model is built.
+
+    Raises:
+        ConfigError: a policy is missing, or a bandit cannot be made.
+        DataError: a policy or the store cannot be used.
+    """
+    learners: list[Learner] = []
+    for name, cascade in settings.cascades.items():
+        if cascade.bandit is not None:
+            learners.append(_bandit(name, cascade))
+        if cascade.monitor is not None:
+            learners += _monitors(name, cascade, cascade.monitor)
+    learning = Learning(store, learners)
+    if learners:
+        learning.load()
+    return learning
+
+
+def _bandit(name: str, cascade: CascadeSettings) -> LiveBandit:
+    from nearfar.router.bandit import ThompsonBandit
+    from nearfar.router.free_probes import QUERY_SIGNALS
+
+    settings = cascade.bandit
+    assert settings is not None
+    unknown = [feature for feature in settings.features if feature not in QUERY_SIGNALS]
+    if unknown:
+        raise ConfigError(
+            f"The bandit of cascade {name!r} reads {unknown[0]!r}; before any call there are "
+            f"{', '.join(map(repr, QUERY_SIGNALS))}."
+        )
+    tiers = [tier.name or tier.model for tier in cascade.tiers]
+    fresh = ThompsonBandit.over(
+        tiers, settings.features, budget=settings.budget_usd, floor=settings.floor, rule=settings.rule
+    )
+    return LiveBandit(name, fresh)
+
+
+def _monitors(name: str, cascade: CascadeSettings, settings: MonitorSettings) -> Iterator[LiveMonitor]:
+    """A monitor per policy and tier, where there is anything to watch."""
+    from nearfar.router.live import monitor
+
+    policies: list[Policy | None] = [*_policies(name, cascade)]
+    if cascade.policy is None:
+        policies.append(None)
+    for policy in policies:
+        for tier in cascade.tiers[:-1]:
+            found = monitor(
+                name,
+                tier.name or tier.model,
+                policy,
+                alpha=settings.alpha,
+                false_alarm_rate=settings.false_alarm_rate,
+            )
+            if found is not None:
+                yield found
+
+
+def _policies(name: str, cascade: CascadeSettings) -> list[Policy]:
+    """The cascade's policies, the default one first."""
+    policies = [Policy.load(path) for path in ([cascade.policy] if cascade.policy else []) + [*cascade.policies]]
+    names = [policy.name for policy in policies]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"Cascade {name!r} has two policies named {twice!r}; rename one.")
+    return policies
 
 
 def build_model(settings: Settings, name: str) -> ChatModel:
@@ -299,52 +387,270 @@ def _price(model: ModelSettings, entry: ModelFacts | None) -> Price | None:
     return entry.price if entry else None
 
 
-def _cascade(name: str, settings: CascadeSettings, models: Mapping[str, ChatModel]) -> Cascade:
-    default = Policy.load(settings.policy) if settings.policy else None
-    variants: dict[str, Cascade] = {}
-    for policy in [*([default] if default else []), *map(Policy.load, settings.policies)]:
-        if policy.name in variants:
-            raise ConfigError(f"Cascade {name!r} has two policies named {policy.name!r}; rename one.")
-        variants[policy.name] = _with_policy(name, settings, models, policy)
-    return replace(_with_policy(name, settings, models, default), variants=variants)
+class _Cascades:
+    """Builds one cascade of the settings, and its variants by policy."""
 
+    def __init__(
+        self,
+        name: str,
+        cascade: CascadeSettings,
+        settings: Settings,
+        models: Mapping[str, ChatModel],
+        learning: Learning,
+    ) -> None:
+        self._name = name
+        self._cascade = cascade
+        self._settings = settings
+        self._models = models
+        self._learning = learning
+        self._embedder: Embedder | None = None
+        self._router: PredictiveRouter | None = None
+        self._tier_names = [tier.name or tier.model for tier in cascade.tiers]
 
-def _with_policy(
-    name: str, settings: CascadeSettings, models: Mapping[str, ChatModel], policy: Policy | None
-) -> Cascade:
-    names = [tier.name or tier.model for tier in settings.tiers]
-    strangers = sorted(set(policy.tiers) - set(names)) if policy else []
-    if policy and strangers:
-        raise ConfigError(
-            f"The policy {policy.label!r} has a tier {strangers[0]!r}, which cascade {name!r} has not; it has "
-            f"{', '.join(map(repr, names))}. Rename the tier, or fit another policy: nearfar calibrate."
+    def build(self) -> Cascade:
+        """The cascade with its default policy, and a variant for each policy."""
+        policies = _policies(self._name, self._cascade)
+        chooser = self._chooser()
+        variants = {policy.name: self._with_policy(policy, chooser) for policy in policies}
+        default = self._with_policy(policies[0] if self._cascade.policy else None, chooser)
+        return replace(default, variants=variants)
+
+    def _with_policy(self, policy: Policy | None, chooser: Chooser | None) -> Cascade:
+        names = self._tier_names
+        strangers = sorted(set(policy.tiers) - set(names)) if policy else []
+        if policy and strangers:
+            raise ConfigError(
+                f"The policy {policy.label!r} has a tier {strangers[0]!r}, which cascade {self._name!r} has not; it "
+                f"has {', '.join(map(repr, names))}. Rename the tier, or fit another policy: nearfar calibrate."
+            )
+        last = len(names) - 1
+        choice = self._cascade.router or self._cascade.bandit
+        return Cascade(
+            tuple(self._tier(tier, policy, is_last=i == last) for i, tier in enumerate(self._cascade.tiers)),
+            self._name,
+            commit=self._cascade.commit,
+            prefix_tokens=self._cascade.prefix_tokens,
+            policy=policy.label if policy else "uncalibrated",
+            chooser=chooser,
+            use=choice.use if choice else "order",
         )
-    last = len(names) - 1
-    tiers = [_tier(tier, models[tier.model], policy, is_last=i == last) for i, tier in enumerate(settings.tiers)]
-    label = policy.label if policy else "uncalibrated"
-    return Cascade(tuple(tiers), name, commit=settings.commit, prefix_tokens=settings.prefix_tokens, policy=label)
+
+    def _tier(self, settings: TierSettings, policy: Policy | None, *, is_last: bool) -> Tier:
+        """The tier with its policy's scorer, or the uncalibrated one.
+
+        The last tier's score decides nothing: it is shown where it is free to have, and a far server is not asked for
+        log-probabilities that it may not give.
+        """
+        name, model = settings.name or settings.model, self._models[settings.model]
+        probes = self._probes(settings, policy)
+        scorer: Scorer | None = None
+        threshold, accepts_nothing, abstain_below = settings.threshold, False, settings.abstain_below
+        if policy and name in policy.tiers:
+            from nearfar.router.live import check_signals
+
+            fitted = policy.tier(name, model=settings.model)
+            check_signals(policy, name, probes)
+            scorer, threshold, accepts_nothing = fitted.scorer, fitted.threshold, fitted.accepts_nothing
+            abstain_below = fitted.abstain_below if abstain_below is None else abstain_below
+        elif not is_last or model.card.placement == "near":
+            scorer = self._default_scorer(settings)
+        return Tier(
+            model,
+            name=name,
+            scorer=scorer,
+            threshold=threshold,
+            accepts_nothing=accepts_nothing,
+            wants_draft=settings.draft,
+            deadline_s=settings.deadline_s,
+            probes=probes,
+            abstain_below=abstain_below,
+            guard=self._guard(name, policy),
+        )
+
+    def _default_scorer(self, settings: TierSettings) -> Scorer:
+        if settings.signals:
+            from nearfar.router.live import default_scorer
+
+            return default_scorer(settings.signals)
+        if isinstance(self._settings.models.get(settings.model), PythonSettings):
+            return StatedProbability("confidence")
+        return MeanProbability()
+
+    def _guard(self, tier: str, policy: Policy | None) -> Watch | None:
+        settings = self._cascade.monitor
+        label = policy.label if policy else "uncalibrated"
+        for each in self._learning.monitors if settings else ():
+            if (each.cascade, each.tier, each.policy) == (self._name, tier, label):
+                return Watch(each, self._learning, defers=settings is not None and settings.on_alarm == "defer")
+        return None
+
+    def _probes(self, settings: TierSettings, policy: Policy | None) -> tuple[Probe, ...]:
+        """What the tier finds out beyond its answer: as the config says, and what its policy reads for nothing."""
+        names: list[str] = list(settings.signals)
+        fitted = policy.tiers.get(settings.name or settings.model) if policy else None
+        if not names and not (fitted and any(each.startswith(("span_", "query_")) for each in fitted.signals)):
+            return ()
+        from nearfar.router.free_probes import SimilarQueries
+        from nearfar.router.live import free_names, probes, same_by
+        from nearfar.router.sampled_signals import Samples
+
+        if fitted is not None:
+            names += free_names(fitted)
+        judge = self._models[settings.judge or settings.model]
+        similar = None
+        if "similar_queries" in names and self._cascade.labelled_queries is not None:
+            similar = SimilarQueries.load(self._cascade.labelled_queries, self._find_embedder())
+        return probes(
+            names,
+            samples=Samples(
+                settings.samples,
+                temperature=settings.sample_temperature,
+                same=same_by(settings.same_by, embedder=self._find_embedder, judge=judge),
+            ),
+            similar=similar,
+            router=self._router,
+        )
+
+    def _chooser(self) -> Chooser | None:
+        if self._cascade.bandit is not None:
+            from nearfar.router.choosing import BanditChoice
+
+            label = _bandit(self._name, self._cascade).label
+            return BanditChoice(next(each for each in self._learning.bandits if each.label == label), self._learning)
+        settings = self._cascade.router
+        if settings is None:
+            return None
+        from nearfar.router.choosing import PredictiveChoice
+        from nearfar.router.live import check_pair, load_router
+
+        self._router, label, weak, strong = load_router(settings.file, embedder=self._find_embedder)
+        names = self._tier_names
+        weak_tier, strong_tier = settings.weak or names[0], settings.strong or names[-1]
+        for role, fitted, tier in (("weak", weak, weak_tier), ("strong", strong, strong_tier)):
+            check_pair(label, role, fitted, self._known_as(self._cascade.tiers[names.index(tier)].model), tier)
+        return PredictiveChoice(
+            self._router,
+            label=label,
+            weak=weak_tier,
+            strong=strong_tier,
+            threshold=settings.threshold,
+            explore=settings.explore,
+        )
+
+    def _known_as(self, model: str) -> set[str]:
+        """The model's name in the config, and its name at its provider or in its table."""
+        named = getattr(self._settings.models.get(model), "model", None)
+        return {model, named} if isinstance(named, str) else {model}
+
+    def _find_embedder(self) -> Embedder:
+        from nearfar.retrieval.embedders import find_embedder
+
+        if self._embedder is None:
+            self._embedder = find_embedder(self._cascade.embedder)
+        return self._embedder
 
 
-def _tier(settings: TierSettings, model: ChatModel, policy: Policy | None, *, is_last: bool) -> Tier:
-    """The tier with its policy's scorer, or the uncalibrated one.
+# --- documents -------------------------------------------------------------------------------------------------------
 
-    The last tier's score decides nothing: it is shown where it is free to have, and a far server is not asked for
-    log-probabilities that it may not give.
+
+def build_embedder(settings: Settings, name: str) -> Embedder | None:
+    """The embedder of this name; None for "none".
+
+    Raises:
+        ConfigError: there is none of this name, or what it needs is not here.
     """
-    name = settings.name or settings.model
-    scorer: Scorer | None = None
-    threshold, accepts_nothing = settings.threshold, False
-    if policy and name in policy.tiers:
-        fitted = policy.tier(name, model=settings.model)
-        scorer, threshold, accepts_nothing = fitted.scorer, fitted.threshold, fitted.accepts_nothing
-    elif not is_last or model.card.placement == "near":
-        scorer = MeanProbability()
-    return Tier(
-        model,
-        name=name,
-        scorer=scorer,
-        threshold=threshold,
-        accepts_nothing=accepts_nothing,
-        wants_draft=settings.draft,
-        deadline_s=settings.deadline_s,
+    if name == "none":
+        return None
+    if name in BUILT_IN_EMBEDDERS:
+        from nearfar.retrieval.embedders import find_embedder
+
+        return find_embedder(name)
+    if name not in settings.embedders:
+        known = ", ".join(map(repr, ["none", *BUILT_IN_EMBEDDERS, *settings.embedders]))
+        raise ConfigError(
+            f"There is no embedder {name!r}; there are {known}. Add one to the config: [embedders.{name}]."
+        )
+    embedder = settings.embedders[name]
+    match embedder:
+        case SentenceTransformersSettings():
+            from nearfar.retrieval.sentence_embedder import SentenceEmbedder
+
+            return SentenceEmbedder(**embedder.model_dump(exclude={"kind"}))
+        case OpenAIEmbedderSettings():
+            from nearfar.models.wire_embedder import WireEmbedder
+
+            key = settings.embedder_keys.get(name)
+            options = embedder.model_dump(exclude={"kind", "api_key_env", "placement"})
+            return WireEmbedder(name=name, api_key=key.get_secret_value() if key else None, **options)
+        case LlamaCppEmbedderSettings():
+            from nearfar.models.llama_embedder import LlamaCppEmbedder
+
+            return LlamaCppEmbedder(name=name, **embedder.model_dump(exclude={"kind"}))
+        case _:
+            assert_never(embedder)
+
+
+def collection_folder(settings: Settings, name: str) -> Path:
+    """Where the collection of this name is, or would be.
+
+    Raises:
+        RequestError: it is no name for a collection.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise RequestError(f"{name!r} is no name for a collection; use letters, digits and . _ -", param="docs")
+    return settings.collections_path / name
+
+
+def collection_names(settings: Settings) -> list[str]:
+    """The collections that there are."""
+    return sorted(file.parent.name for file in settings.collections_path.glob("*/collection.db"))
+
+
+def open_collection(settings: Settings, name: str) -> Collection:
+    """The collection, to be searched with the embedder that it was made with; close it when done.
+
+    Raises:
+        RequestError: there is none of this name.
+        DataError: it cannot be used.
+        ConfigError: its embedder is not in the config, or nearfar[retrieval] is not installed.
+    """
+    from nearfar.retrieval.collection import Collection, read_facts
+
+    folder = collection_folder(settings, name)
+    names = collection_names(settings)
+    if name not in names:
+        known = f"there are {', '.join(map(repr, names))}" if names else "there is none yet"
+        raise RequestError(
+            f"There is no collection {name!r}; {known}. Make it: nearfar index {name} PATH", param="docs"
+        )
+    key = read_facts(folder).get("embedder_key", "none")
+    return Collection(folder, build_embedder(settings, key))
+
+
+def open_collection_writer(
+    settings: Settings, name: str, *, embedder: str | None = None, creates: bool = True, reembeds: bool = False
+) -> CollectionWriter:
+    """The collection's only writer; close it when done.
+
+    Args:
+        settings: say where collections are.
+        name: the collection's.
+        embedder: its name; None: the one that the collection was made with, or the config's for a new one.
+        creates: make the collection where there is none.
+        reembeds: put the embedder in the place of the one that the collection was made with.
+
+    Raises:
+        RequestError: it is no name for a collection.
+        DataError: somebody else is writing, or the collection was made with another embedder.
+        ConfigError: the embedder is not there, or nearfar[retrieval] is not installed.
+    """
+    from nearfar.retrieval.collection import read_facts
+    from nearfar.retrieval.writing import CollectionWriter
+
+    folder = collection_folder(settings, name)
+    is_new = name not in collection_names(settings)
+    if embedder is None:
+        embedder = settings.retrieval.embedder if is_new else read_facts(folder).get("embedder_key", "none")
+    return CollectionWriter(
+        folder, build_embedder(settings, embedder), creates=creates, reembeds=reembeds, embedder_key=embedder
     )

@@ -22,7 +22,7 @@ from .boosting import boosted
 from .evaluation import Bin, Interval, auroc, bootstrap_interval, brier, expected_calibration_error, reliability_table
 from .fits import DEFAULT_SIGNAL, DEFAULT_SIGNALS, MIN_PER_SIGNAL, check, fit_isotonic, fit_logistic, isotonic, logistic
 from .labels import LabelledAnswer, fingerprint, load_examples
-from .policies import DataFingerprint, Policy, TierPolicy
+from .policies import DataFingerprint, Policy, Reference, TierPolicy
 from .recalibration import beta, fit_temperature, scale_of
 from .scorers import AnyScorer
 from .thresholds import BestQualityThreshold, FixedThreshold, PlugInThreshold
@@ -156,6 +156,7 @@ def calibrate(
         data=DataFingerprint(fingerprint(examples), report.n, report.accuracy),
         guarantee=_of_folds(threshold.guarantee),
         measured=measured,
+        reference=Reference.of(names[0], [row[names[0]] for row in rows]),
     )
     policy = Policy(
         name=name,

@@ -4,14 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from nearfar.errors import ConfigError
-from nearfar.types import Answer, ChatModel, Message, Query, Scorer
+from nearfar.types import Answer, ChatModel, Message, Query, Routing, Scorer, Signals
+
+if TYPE_CHECKING:
+    from .sampled_signals import Probe
 
 #: Where a tier has a scorer and nobody has fitted its threshold. Of geometric-mean token probabilities, which is what
 #: the uncalibrated scorer gives; see docs/decisions/0005-uncalibrated-default.md.
 UNCALIBRATED_THRESHOLD = 0.8
+
+
+#: What a choice before any call does to the cascade's order. The chosen tier and those after it come first; "order"
+#: keeps the tiers before it in case that those fail, "skip" drops them, and "pick" drops all but the chosen one.
+Use: TypeAlias = Literal["order", "skip", "pick"]
+
+
+class Chooser(Protocol):
+    """Picks the tier that a query begins at."""
+
+    def choose(self, query: Query, tiers: Sequence[Tier]) -> Routing | None:
+        """The choice among the tiers that may take the query, in the cascade's order; None: there is none to make."""
+        ...
+
+
+class Guard(Protocol):
+    """Watches a tier while it is used."""
+
+    def see(self, signals: Signals) -> None:
+        """Notes the signals of one of its answers."""
+        ...
+
+    def objection(self) -> str | None:
+        """Why its answers are not to be trusted just now; None: they are."""
+        ...
 
 
 class Tier:
@@ -25,9 +53,24 @@ class Tier:
         accepts_nothing: fitted, and no threshold was good enough: the tier always defers.
         wants_draft: the best answer so far goes along, to be corrected.
         deadline_s: the longest that this tier may take.
+        probes: find out more about the answer before it is judged; see `sampled_signals`.
+        abstain_below: a score below which no further tier is asked, where the query takes abstention; at most the
+            threshold.
+        guard: watches the answers, and may object to all of them.
     """
 
-    __slots__ = ("accepts_nothing", "deadline_s", "model", "name", "scorer", "threshold", "wants_draft")
+    __slots__ = (
+        "abstain_below",
+        "accepts_nothing",
+        "deadline_s",
+        "guard",
+        "model",
+        "name",
+        "probes",
+        "scorer",
+        "threshold",
+        "wants_draft",
+    )
 
     def __init__(
         self,
@@ -39,6 +82,9 @@ class Tier:
         accepts_nothing: bool = False,
         wants_draft: bool = False,
         deadline_s: float | None = None,
+        probes: Sequence[Probe] = (),
+        abstain_below: float | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.model = model
         self.name = name or model.card.name
@@ -51,6 +97,13 @@ class Tier:
         self.accepts_nothing = accepts_nothing
         self.wants_draft = wants_draft
         self.deadline_s = deadline_s
+        self.probes = tuple(probes)
+        if abstain_below is not None and not 0 <= abstain_below <= (1.0 if self.threshold is None else self.threshold):
+            raise ConfigError(
+                f"abstain_below of tier {self.name!r} must be in [0, its threshold], not {abstain_below!r}."
+            )
+        self.abstain_below = abstain_below
+        self.guard = guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +123,8 @@ class Cascade:
     prefix_tokens: int = 16
     policy: str = "uncalibrated"  # name@version
     variants: Mapping[str, Cascade] = field(default_factory=dict)  # by policy name, for queries that name a quality
+    chooser: Chooser | None = None  # picks the tier to begin at; None: the first
+    use: Use = "order"  # what its choice does to the order
 
     def __post_init__(self) -> None:
         if not self.tiers:

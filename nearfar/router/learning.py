@@ -283,6 +283,31 @@ class LiveMonitor(Learner):
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """A monitor at work on a tier, as the cascade's guard.
+
+    Attributes:
+        monitor: tests what the tier does.
+        learning: keeps the monitor.
+        defers: after an alarm none of the tier's answers is accepted: the safe policy. Otherwise it only tells.
+    """
+
+    monitor: LiveMonitor
+    learning: Learning
+    defers: bool = True
+
+    def see(self, signals: Signals) -> None:
+        """Notes the signals of one of the tier's answers."""
+        self.learning.look()
+        self.learning.see(self.monitor, signals)
+
+    def objection(self) -> str | None:
+        """The alarm, in words, where it closes the tier."""
+        alarm = self.monitor.alarm if self.defers else None
+        return None if alarm is None else f"alarm ({alarm.kind}): {alarm.message}"
+
+
+@dataclass(frozen=True, slots=True)
 class Raised:
     """An alarm, and whose it is."""
 
@@ -338,6 +363,15 @@ class Learning:
         """Notes an answer's signals; they are written with the next group."""
         if monitor.see(signals):
             self._store.submit(monitor.write_pending)
+
+    def load(self) -> None:
+        """Looks up everything, blocking: before any query.
+
+        Raises:
+            DataError: the store cannot be read.
+        """
+        self._looked_at = time.monotonic()
+        self._store.read_now(self.refresh_from)
 
     async def refresh(self) -> None:
         """Looks up what has changed in the store.

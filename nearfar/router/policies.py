@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from .scorers import AnyScorer
 
 #: Version of the file format. Raise it for any change that an older nearfar would misread.
 FORMAT_VERSION = 1
+
+#: Values of a reference: enough for the ranks of the shift test, and some 10 kB of the file.
+_MOST_REFERENCES = 500
 
 
 class DataFingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +37,29 @@ class DataFingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accuracy: float
 
 
+class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A signal of the labelled answers, by which a monitor tells whether later ones are like them.
+
+    Attributes:
+        signal: its name.
+        values: of the labelled answers, or of some of them; finite.
+    """
+
+    signal: str
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(map(isfinite, self.values)):
+            raise ValueError("a reference needs values, all of them finite")
+
+    @classmethod
+    def of(cls, signal: str, values: Sequence[float]) -> Reference | None:
+        """With so many of the values, evenly spaced, that a policy file stays small; None: none of them is finite."""
+        finite = [value for value in values if isfinite(value)]
+        step = -(-len(finite) // _MOST_REFERENCES) or 1
+        return cls(signal, tuple(finite[::step])) if finite else None
+
+
 class TierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one tier decides.
 
@@ -43,6 +70,8 @@ class TierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: what it was fitted on; None: written by hand.
         guarantee: what the threshold promises, and with which confidence; None: nothing.
         measured: figures of the fit on answers that it had not seen (auroc, ece, brier, coverage, …).
+        reference: a signal of the labelled answers, for the monitor; None: shifts are not watched.
+        abstain_below: the score below which no further tier is asked, where the query takes abstention; None: never.
     """
 
     model: str
@@ -51,10 +80,15 @@ class TierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataFingerprint | None = None
     guarantee: Mapping[str, Any] | None = None
     measured: Mapping[str, float] = {}
+    reference: Reference | None = None
+    abstain_below: float | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], or null where nothing is accepted, not {self.threshold!r}")
+        highest = 1.0 if self.threshold is None else self.threshold
+        if self.abstain_below is not None and not 0 <= self.abstain_below <= highest:
+            raise ValueError(f"abstain_below must be in [0, threshold], not {self.abstain_below!r}")
 
     @property
     def signals(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from nearfar.types import Threshold, ThresholdFitter
 from .fits import fit_logistic
 from .guarantees import AcceptedError, MeanCost, QualityLoss, Target
 from .paired import PairedOutcomes
-from .policies import DataFingerprint, Policy, TierPolicy
+from .policies import DataFingerprint, Policy, Reference, TierPolicy
 
 
 def fit_promise(table: PairedOutcomes, target: Target, *, alpha: float, delta: float) -> Threshold:
@@ -101,6 +101,7 @@ def promise_policy(
         data=DataFingerprint(table.sha256, table.n, sum(table.near_outcomes) / table.n),
         guarantee=threshold.guarantee,
         measured=measured,
+        reference=Reference.of(table.signal, table.signals),
     )
     return Policy(
         name=name,

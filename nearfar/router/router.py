@@ -10,6 +10,8 @@ from nearfar.errors import DataError, RequestError, UnknownModel
 from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEvent
 
 from .cascade import Cascade, Tier
+from .learning import Learning, LiveMonitor
+from .outcomes import Outcome, OutcomeLog
 from .planning import Plan, check, plan
 from .run import Run
 from .scorers import MeanProbability
@@ -24,13 +26,21 @@ class Router:
         cascades: what a query may name; "auto" is what it names unless told.
         models: what a query may name besides; each is a cascade of one.
         log: where decisions go; None: nowhere.
+        outcomes: where outcomes go; None: nowhere.
+        learning: what learns from them; None: nothing.
 
     Attributes:
         log_failure: why the last decision could not be written; None: it was.
     """
 
     def __init__(
-        self, cascades: Mapping[str, Cascade], models: Mapping[str, ChatModel], *, log: DecisionLog | None = None
+        self,
+        cascades: Mapping[str, Cascade],
+        models: Mapping[str, ChatModel],
+        *,
+        log: DecisionLog | None = None,
+        outcomes: OutcomeLog | None = None,
+        learning: Learning | None = None,
     ) -> None:
         self._models = dict(models)
         self._cascades = {name: _alone(name, model, cascades) for name, model in models.items()} | dict(cascades)
@@ -38,6 +48,8 @@ class Router:
             name: "cascade" if name in cascades else "model" for name in self._cascades
         }
         self._log = log
+        self._outcomes = outcomes
+        self._learning = learning
         self.log_failure: str | None = None
 
     def targets(self) -> Mapping[str, Literal["cascade", "model"]]:
@@ -78,8 +90,26 @@ class Router:
         """
         return self._run(query, door).events()
 
+    async def tell(self, decision_id: str, value: float, *, source: str = "user") -> Outcome:
+        """Says how good a decision's answer turned out to be; bandits and monitors hear of it.
+
+        Raises:
+            RequestError: no such decision, one that gave no answer, a value that is not in [0, 1], or there is no log.
+            DataError: the store cannot be written.
+        """
+        if self._outcomes is None:
+            raise RequestError("No decisions are kept here, so that none can have an outcome.", param="decision_id")
+        return await self._outcomes.record(decision_id, value, source=source)
+
+    @property
+    def watched(self) -> list[LiveMonitor]:
+        """The monitors, each with its alarm if it has raised one."""
+        return [] if self._learning is None else self._learning.monitors
+
     async def aclose(self) -> None:
-        """Closes the models."""
+        """Writes what was seen of the answers, and closes the models."""
+        if self._learning is not None:
+            await self._learning.aclose()
         for model in self._models.values():
             await model.aclose()
 
@@ -133,7 +163,7 @@ def _alone(name: str, model: ChatModel, cascades: Mapping[str, Cascade]) -> Casc
     for cascade in cascades.values():
         for tier in cascade.tiers:
             if tier.model is model and tier.scorer is not None:
-                alone = Tier(model, name=name, scorer=tier.scorer, threshold=tier.threshold)
+                alone = Tier(model, name=name, scorer=tier.scorer, threshold=tier.threshold, probes=tier.probes)
                 return Cascade((alone,), name=name, policy=cascade.policy)
     is_scored = model.card.placement == "near" and model.card.supports_logprobs
     return Cascade((Tier(model, name=name, scorer=MeanProbability() if is_scored else None),), name=name)

@@ -35,6 +35,8 @@ from nearfar.types import (
     ModelCard,
     Query,
     ReasoningDelta,
+    Routing,
+    SignalCost,
     Signals,
     Status,
     Step,
@@ -47,8 +49,9 @@ from nearfar.types import (
     Verdict,
 )
 
-from .cascade import Cascade, Tier, continuation, with_draft
+from .cascade import Cascade, Chooser, Tier, continuation, with_draft
 from .planning import plan, within_budget
+from .sampled_signals import Probed, probe_all
 from .signals import TOP_LOGPROBS, answer_signals, logprob_signals
 
 #: What the system says when it abstains.
@@ -120,6 +123,9 @@ class Run:
         self._stopped_by: DecisionReason | None = None
         self._error: NearfarError | None = None
         self._is_recorded = False
+        self._routing: Routing | None = None
+        self._finals: frozenset[str] = frozenset()  # tiers that are the best of those left, though not the last of them
+        self._fallbacks: frozenset[str] = frozenset()  # tiers that a routing passed over, in case that the others fail
 
     async def answer(self) -> Answer:
         """The whole answer; the decision is written before it is given."""
@@ -128,7 +134,7 @@ class Run:
             for i, tier in enumerate(tiers):
                 if self._must_stop(tier):
                     break
-                answer = await self._try_whole(tier, is_last=i + 1 == len(tiers))
+                answer = await self._try_whole(tier, is_last=i + 1 == len(tiers) or tier.name in self._finals)
                 if answer is not None:
                     return answer
             return await self._out_of_tiers()
@@ -145,17 +151,18 @@ class Run:
                 if self._must_stop(tier):
                     break
                 later = tiers[i + 1 :]
-                if self._may_stream(tier, bool(later)):
+                is_last = not later or tier.name in self._finals
+                if self._may_stream(tier, is_last):
                     query = self._prepared(tier)
                     if query is None:
                         continue
-                    async with aclosing(self._stream(tier, query, later)) as events:
+                    async with aclosing(self._stream(tier, query, later, is_last)) as events:
                         async for event in events:
                             yield event
                             if isinstance(event, StreamEnd):
                                 return
                     continue
-                answer = await self._try_whole(tier, is_last=not later)
+                answer = await self._try_whole(tier, is_last=is_last)
                 if answer is not None:
                     break
             for event in self._pieces(answer or await self._out_of_tiers()):
@@ -166,8 +173,28 @@ class Run:
 
     def _plan(self) -> list[Tier]:
         self._candidates = plan(self._query, self._cascade).candidates
+        tiers = [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
+        if self._cascade.chooser is not None and len(tiers) > 1:
+            tiers = self._routed(self._cascade.chooser, tiers)
         self._latency_s["plan"] = time.perf_counter() - self._started
-        return [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
+        return tiers
+
+    def _routed(self, chooser: Chooser, tiers: list[Tier]) -> list[Tier]:
+        """The tiers in the order that a choice before any call gives them."""
+        routing = self._routing = chooser.choose(self._query, tiers)
+        if routing is None:
+            return tiers
+        at = next(i for i, tier in enumerate(tiers) if tier.name == routing.tier)
+        earlier, chosen = tiers[:at], tiers[at:]
+        if self._cascade.use == "pick":
+            earlier, chosen = [*earlier, *chosen[1:]], chosen[:1]
+        if self._cascade.use != "order":
+            for tier in earlier:
+                self._drop(tier, f"routing: {routing.by} chose {routing.tier}", None)
+            return chosen
+        self._finals = frozenset([chosen[-1].name])
+        self._fallbacks = frozenset(tier.name for tier in earlier)
+        return [*chosen, *earlier]
 
     async def _note_end_by(self, exc: BaseException) -> None:
         """Records a run that ended without an answer."""
@@ -219,11 +246,33 @@ class Run:
         answer = None if query is None else await self._complete(tier, query)
         if answer is None:
             return None
-        judgement = self._judge(tier, answer, is_last=is_last)
-        self._note(judgement, answer)
-        if judgement.verdict != "accepted":
+        probed = await self._probe(tier, answer, is_last=is_last) if tier.probes else None
+        judgement = self._judge(tier, answer, is_last=is_last, found=probed.signals if probed else None)
+        self._note(judgement, answer, probed)
+        if tier.guard is not None:
+            tier.guard.see(judgement.signals)
+        if judgement.verdict == "accepted":
+            return await self._end(answer, judgement, self._reason(judgement))
+        if not is_last and judgement.code == "abstained_early":
+            return await self._end(_abstention(tier.model.card.name), judgement, "abstained_early", "abstained")
+        return None
+
+    async def _probe(self, tier: Tier, answer: Answer, *, is_last: bool) -> Probed | None:
+        """What asking again tells of the answer; None where nothing hangs on it."""
+        query, current = self._query, self._current
+        decides = not is_last or query.when_unsure == "abstain"
+        if current is None or not (decides or query.wants_signals) or _flaw(answer, query, tier.model.card):
             return None
-        return await self._end(answer, judgement, self._reason(judgement))
+        if tier.guard is not None and tier.guard.objection() and not query.wants_signals:
+            return None
+        left_usd = None
+        if query.budget_usd is not None:
+            spent = _total_cost(self._steps)
+            is_known = spent is not None and answer.cost_usd is not None
+            left_usd = query.budget_usd - (spent or 0.0) - (answer.cost_usd or 0.0) if is_known else 0.0
+        limits = [self._deadline, None if tier.deadline_s is None else current.started + tier.deadline_s]
+        deadline = min((limit for limit in limits if limit is not None), default=None)
+        return await probe_all(tier.probes, current.query, answer, tier.model, left_usd=left_usd, deadline=deadline)
 
     async def _complete(self, tier: Tier, query: Query) -> Answer | None:
         """The tier's whole answer; None where it failed and the next tier may try."""
@@ -240,9 +289,11 @@ class Run:
         current.first_token_s = time.perf_counter() - current.started
         return answer
 
-    async def _stream(self, tier: Tier, query: Query, later: list[Tier]) -> AsyncGenerator[StreamEvent, None]:
+    async def _stream(
+        self, tier: Tier, query: Query, later: list[Tier], is_last: bool
+    ) -> AsyncGenerator[StreamEvent, None]:
         """The tier's events once it is committed to, to the end; no `StreamEnd` where it failed or deferred."""
-        needed = self._cascade.prefix_tokens if later or self._query.when_unsure == "abstain" else 0
+        needed = self._cascade.prefix_tokens if not is_last or self._query.when_unsure == "abstain" else 0
         held: list[StreamEvent] = []
         prefix: list[TokenLogprob] = []
         judgement: _Judgement | None = None
@@ -308,7 +359,7 @@ class Run:
         if begun:
             answer = replace(answer, text=begun + answer.text)
         if not is_committed:  # shorter than the prefix: the whole answer is judged
-            judgement = self._judge(tier, answer, is_last=not later)
+            judgement = self._judge(tier, answer, is_last=is_last)
             self._note(judgement, answer)
             if judgement.verdict == "accepted":
                 for event in self._pieces(await self._end(answer, judgement, self._reason(judgement))):
@@ -360,8 +411,12 @@ class Run:
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
-    def _judge(self, tier: Tier, answer: Answer, *, is_last: bool, may_abstain: bool = True) -> _Judgement:
+    def _judge(
+        self, tier: Tier, answer: Answer, *, is_last: bool, may_abstain: bool = True, found: Signals | None = None
+    ) -> _Judgement:
         signals = answer_signals(answer)
+        if found:
+            signals.update(found)
         score = tier.scorer.score(signals) if tier.scorer else None
         if is_last and not (may_abstain and self._query.when_unsure == "abstain" and score is not None):
             return _Judgement("accepted", "the last tier that could take it", score, signals)
@@ -369,6 +424,10 @@ class Run:
         if flaw:
             return _Judgement("deferred", flaw, score, signals)
         verdict, reason = self._against_threshold(tier, score)
+        bound = tier.abstain_below
+        if bound is not None and score is not None and score < bound and self._query.when_unsure == "abstain":
+            reason = f"score {score:.3f} < {bound:.3f}, below which no further tier is asked"
+            return _Judgement("deferred", reason, score, signals, "abstained_early")
         return _Judgement(verdict, reason, score, signals, "confident")
 
     def _judge_prefix(self, tier: Tier, prefix: list[TokenLogprob]) -> _Judgement:
@@ -380,6 +439,8 @@ class Run:
     def _against_threshold(self, tier: Tier, score: float | None) -> tuple[Verdict, str]:
         if tier.accepts_nothing:
             return "deferred", "the policy accepts no answer of this tier"
+        if tier.guard is not None and (objection := tier.guard.objection()):
+            return "deferred", objection
         if score is None:
             return "deferred", "no score: the answer carries no signal that the scorer knows"
         threshold = tier.threshold or 0.0
@@ -412,7 +473,7 @@ class Run:
         if self._stopped_by == "out_of_time":
             self._drop(tier, "time: the query's deadline has passed", "deadline_s")
             return True
-        return False
+        return self._best is not None and tier.name in self._fallbacks
 
     def _heir(self, successors: list[Tier], begun: str) -> tuple[Tier, Query] | None:
         """Who continues a broken stream, and what it is asked; each may try once."""
@@ -426,21 +487,22 @@ class Run:
                     return tier, query
         return None
 
-    def _may_stream(self, tier: Tier, has_later: bool) -> bool:
+    def _may_stream(self, tier: Tier, is_last: bool) -> bool:
         is_unsure = tier.scorer is not None and self._query.when_unsure == "abstain"
-        if not has_later and not is_unsure:
+        if is_last and not is_unsure:
             return True
-        return self._cascade.commit == "prefix" and tier.model.card.supports_logprobs and tier.scorer is not None
+        can_judge = tier.model.card.supports_logprobs and tier.scorer is not None and not tier.probes
+        return self._cascade.commit == "prefix" and can_judge
 
     # --- what happened -----------------------------------------------------------------------------------------------
 
-    def _drop(self, tier: Tier, reason: str, param: str) -> None:
+    def _drop(self, tier: Tier, reason: str, param: str | None) -> None:
         self._candidates = tuple(
             replace(c, is_eligible=False, reason=reason, param=param) if c.tier == tier.name and c.is_eligible else c
             for c in self._candidates
         )
 
-    def _note(self, judgement: _Judgement, answer: Answer) -> None:
+    def _note(self, judgement: _Judgement, answer: Answer, probed: Probed | None = None) -> None:
         current = self._finish()
         tier, card = current.tier, current.tier.model.card
         cost, is_estimated = answer.cost_usd, answer.is_cost_estimated
@@ -448,6 +510,16 @@ class Run:
             self._take_back_departure(card)
         elif answer.usage is None and cost is None:
             cost, is_estimated = card.cost_bound_usd(current.query), True
+        signal_costs: tuple[SignalCost, ...] = ()
+        if probed is not None:
+            signal_costs, extra = probed.costs, probed.cost_usd
+            cost = None if cost is None or extra is None else cost + extra
+            is_estimated = is_estimated or any(each.is_cost_estimated for each in signal_costs)
+            self._departures += [
+                _departure(model.card, query)
+                for model, query in probed.sent
+                if model.card.placement == "far" and not model.card.is_recording
+            ]
         self._steps.append(
             Step(
                 tier.name,
@@ -466,6 +538,7 @@ class Run:
                 current.first_token_s,
                 answer.is_cached,
                 answer.text,
+                signal_costs,
             )
         )
         self._best = (
@@ -501,6 +574,9 @@ class Run:
             return
         current = self._finish()
         card = current.tier.model.card
+        cost_usd = card.cost_bound_usd(current.query)
+        if cost_usd and current.first_token_s is not None:  # the probes may have been under way
+            cost_usd *= 1 + sum(probe.num_calls for probe in current.tier.probes)
         self._steps.append(
             Step(
                 current.tier.name,
@@ -508,7 +584,7 @@ class Run:
                 card.placement,
                 "cancelled",
                 "the asker went away",
-                cost_usd=card.cost_bound_usd(current.query),
+                cost_usd=cost_usd,
                 is_cost_estimated=True,
                 latency_s=self._latency_s[current.tier.name],
                 first_token_s=current.first_token_s,
@@ -585,8 +661,7 @@ class Run:
             self._steps.remove(step)
             if self._query.when_unsure == "abstain":
                 self._steps.append(step)
-                answer = Answer(ABSTENTION, step.model, finish_reason="abstained")
-                return await self._end(answer, judgement, reason, "abstained")
+                return await self._end(_abstention(step.model), judgement, reason, "abstained")
             if self._best is None:
                 raise AssertionError("a deferred step has left an answer")
             note = f"{step.reason}; given all the same: {_in_words(reason)}"
@@ -633,7 +708,7 @@ class Run:
             step.threshold if step else None,
             step.is_calibrated if step else False,
             self._cascade.policy,
-            1.0,
+            1.0 if self._routing is None else self._routing.propensity,
             self._candidates,
             tuple(self._steps),
             tuple(self._departures),
@@ -642,6 +717,7 @@ class Run:
             self._latency_s,
             msgspec.to_builtins(self._query),
             error,
+            self._routing,
         )
         if not self._is_recorded:
             self._is_recorded = True
@@ -652,6 +728,10 @@ class Run:
 def new_decision_id() -> str:
     """An id that sorts by time: 48 bits of milliseconds and 64 random bits, in hexadecimal."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+
+
+def _abstention(model: str) -> Answer:
+    return Answer(ABSTENTION, model, finish_reason="abstained")
 
 
 def _departure(card: ModelCard, query: Query) -> Departure:

@@ -91,6 +91,27 @@ def save(
         raise DataError(f"Cannot write {str(path)!r}: {exc.strerror or exc}.", path=str(path)) from exc
 
 
+def read(path: Path) -> RouterFile:
+    """What a router file says, with nothing made of it.
+
+    Raises:
+        DataError: no such file, not a router file, or of a newer format.
+    """
+    try:
+        content = msgspec.msgpack.decode(path.read_bytes(), type=RouterFile, ext_hook=_decode)
+    except OSError as exc:
+        raise DataError(f"Cannot read {str(path)!r}: {exc.strerror or exc}.", path=str(path)) from exc
+    except (msgspec.DecodeError, ValueError) as exc:
+        raise DataError(f"{str(path)!r} is not a router file: {exc}. Fit it anew.", path=str(path)) from exc
+    if content.format > FORMAT_VERSION:
+        raise DataError(
+            f"{str(path)!r} has format {content.format}, and this nearfar reads up to {FORMAT_VERSION}. Upgrade "
+            "nearfar, or fit the router anew.",
+            path=str(path),
+        )
+    return content
+
+
 def load(
     path: str | Path, *, weak: str | None = None, strong: str | None = None, embedder: Embedder | None = None
 ) -> tuple[PredictiveRouter, RouterFile]:
@@ -107,18 +128,7 @@ def load(
         DataError: no such file, not a router file, or of a newer format.
     """
     path = Path(path)
-    try:
-        content = msgspec.msgpack.decode(path.read_bytes(), type=RouterFile, ext_hook=_decode)
-    except OSError as exc:
-        raise DataError(f"Cannot read {str(path)!r}: {exc.strerror or exc}.", path=str(path)) from exc
-    except (msgspec.DecodeError, ValueError) as exc:
-        raise DataError(f"{str(path)!r} is not a router file: {exc}. Fit it anew.", path=str(path)) from exc
-    if content.format > FORMAT_VERSION:
-        raise DataError(
-            f"{str(path)!r} has format {content.format}, and this nearfar reads up to {FORMAT_VERSION}. Upgrade "
-            "nearfar, or fit the router anew.",
-            path=str(path),
-        )
+    content = read(path)
     for role, fitted, asked in (("weak", content.weak, weak), ("strong", content.strong, strong)):
         if asked is not None and asked != fitted:
             raise ConfigError(
