@@ -115,7 +115,7 @@ def _facts(question: str) -> _Facts:
         negations,
         frozenset(names),
         tuple(_bare(low) for low in lower),
-        tuple(stem for stem in words(_plain(question)) if stem not in _filler_stems()),
+        content_words(question),
         Counter(_ASKS[low] for low in lower if low in _ASKS),
         Counter(token for token in found if token in _SYMBOLS),
     )
@@ -128,6 +128,11 @@ def _bare(word: str) -> str:
 def _number(token: str) -> str:
     plain = token.replace(",", "") if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", token) else token.rstrip(".,:/")
     return plain.lstrip("0") or "0"
+
+
+def content_words(question: str) -> tuple[str, ...]:
+    """The stems that say what is asked about, in order: without stop words, politeness and the words of asking."""
+    return tuple(stem for stem in words(_plain(question)) if stem not in _filler_stems())
 
 
 def _plain(question: str) -> str:
