@@ -31,8 +31,8 @@ Operation = Callable[[sqlite3.Connection], T]
 BUSY_TIMEOUT_S = 30.0
 
 #: Groups committed on event loops between two checkpoints of the write-ahead log, which sync files and are the writer
-#: thread's; about SQLite's own thousand pages.
-_GROUPS_PER_CHECKPOINT = 250
+#: thread's: a log of some ten megabytes.
+_GROUPS_PER_CHECKPOINT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class Store:
         self._num_brief_groups += 1
         if self._num_brief_groups == _GROUPS_PER_CHECKPOINT:
             self._num_brief_groups = 0
-            self._put(_Job(_checkpoint, None, None))
+            self._jobs.put(_Job(_checkpoint, None, None))
 
     def _is_free(self) -> bool:
         """Begins the brief writer's transaction; False where another connection is writing."""
@@ -230,15 +230,32 @@ class Store:
             while not self._jobs.empty():
                 group.append(self._jobs.get())
             is_open = None not in group
-            jobs = [job for job in group if job is not None]
+            jobs = [job for job in group if job is not None and job.operation is not _checkpoint]
             if jobs:
                 self._commit(self._writer, jobs)
                 with self._put_lock:
                     self._num_queued -= len(jobs)
                 _wake(jobs)
+            if any(job is not None and job.operation is _checkpoint for job in group):
+                self._shorten_log()
+
+    def _shorten_log(self) -> None:
+        """Moves the write-ahead log into the file: most of it beside the event loops' commits, and the rest while they
+        wait, so that it begins anew."""
+        try:
+            _checkpoint(self._writer)
+            with self._put_lock:
+                self._num_queued += 1
+            try:
+                _checkpoint(self._writer)
+            finally:
+                with self._put_lock:
+                    self._num_queued -= 1
+        except sqlite3.Error as exc:
+            self._failure = exc
 
     def _commit(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        writing = [job for job in jobs if job.operation is not _nothing and job.operation is not _checkpoint]
+        writing = [job for job in jobs if job.operation is not _nothing]
         is_shared = len(writing) > 1  # a lone operation needs no savepoint: all there is to undo is its own
         try:
             if writing and not connection.in_transaction:
@@ -257,8 +274,6 @@ class Store:
                     connection.execute("RELEASE job")
             if connection.in_transaction:
                 connection.execute("COMMIT")
-            if any(job.operation is _checkpoint for job in jobs):
-                _checkpoint(connection)
         except BaseException as exc:
             with suppress(sqlite3.Error):  # there may be nothing left to undo
                 connection.execute("ROLLBACK")

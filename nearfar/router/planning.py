@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 
 from nearfar.errors import RequestError
 from nearfar.types import FREE, Candidate, ModelCard, NamedTool, Query, Usage, prompt_token_bound
@@ -105,7 +105,7 @@ def _contradictions(query: Query) -> Iterator[tuple[str, str]]:
     elif not any(message.text.strip() or message.modalities or message.tool_calls for message in query.messages):
         yield "The prompt is empty; give some text.", "messages"
     yield from _bad_numbers(query)
-    names = {tool.name for tool in query.tools}
+    names = {tool.name for tool in query.tools} if query.tools else frozenset()
     if len(names) < len(query.tools):
         yield "Two tools have the same name; give each its own.", "tools"
     if isinstance(query.tool_choice, NamedTool) and query.tool_choice.name not in names:
@@ -116,22 +116,24 @@ def _contradictions(query: Query) -> Iterator[tuple[str, str]]:
         yield "top_logprobs needs logprobs set to true.", "top_logprobs"
 
 
+_QUERY_RANGES = (("budget_usd", 0, inf), ("deadline_s", 0, inf))
+_SAMPLING_RANGES = (
+    ("max_tokens", 1, inf),
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("top_logprobs", 0, 20),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+)
+
+
 def _bad_numbers(query: Query) -> Iterator[tuple[str, str]]:
-    options = query.sampling
-    ranges: tuple[tuple[str, float | None, float, float], ...] = (
-        ("budget_usd", query.budget_usd, 0, float("inf")),
-        ("deadline_s", query.deadline_s, 0, float("inf")),
-        ("max_tokens", options.max_tokens, 1, float("inf")),
-        ("temperature", options.temperature, 0, 2),
-        ("top_p", options.top_p, 0, 1),
-        ("min_p", options.min_p, 0, 1),
-        ("top_logprobs", options.top_logprobs, 0, 20),
-        ("presence_penalty", options.presence_penalty, -2, 2),
-        ("frequency_penalty", options.frequency_penalty, -2, 2),
-    )
-    for name, value, low, high in ranges:
-        if value is not None and not (isfinite(value) and low <= value <= high):
-            allowed = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
-            yield f"{name} must be {allowed}, not {value!r}.", name
+    for options, ranges in ((query, _QUERY_RANGES), (query.sampling, _SAMPLING_RANGES)):
+        for name, low, high in ranges:
+            value = getattr(options, name)
+            if value is not None and not (isfinite(value) and low <= value <= high):
+                allowed = f"at least {low}" if high == inf else f"in [{low}, {high}]"
+                yield f"{name} must be {allowed}, not {value!r}.", name
     if query.deadline_s == 0:
         yield "deadline_s must be more than 0.", "deadline_s"
