@@ -274,7 +274,6 @@ class _EmbedderSettings(_Section):
     dim: PositiveInt | None = None  # the first so many numbers of a Matryoshka model; None: all
     query_prompt: str = ""  # before every text that searches
     document_prompt: str = ""  # before every text that is found
-    batch_size: PositiveInt = 32
 
 
 class SentenceTransformersSettings(_EmbedderSettings):
@@ -282,6 +281,7 @@ class SentenceTransformersSettings(_EmbedderSettings):
 
     kind: Literal["sentence-transformers"]
     model: str
+    batch_size: PositiveInt = 32
     device: str | None = None  # as torch names it; None: torch's choice
 
 

@@ -620,9 +620,7 @@ def open_collection(settings: Settings, name: str) -> Collection:
     names = collection_names(settings)
     if name not in names:
         known = f"there are {', '.join(map(repr, names))}" if names else "there is none yet"
-        raise RequestError(
-            f"There is no collection {name!r}; {known}. Make it: nearfar index {name} PATH", param="docs"
-        )
+        raise RequestError(f"No collection {name!r}; {known}. Make it: nearfar index {name} PATH", param="docs")
     key = read_facts(folder).get("embedder_key", "none")
     return Collection(folder, build_embedder(settings, key))
 

@@ -146,6 +146,7 @@ class BM25:
         """Writes the index into the folder; `load` maps it into memory."""
         import numpy as np
 
+        folder.mkdir(parents=True, exist_ok=True)
         for name, array in self._arrays.items():
             np.save(folder / f"{name}.npy", array)
         entries = sorted((word.encode(), place) for word, place in self._words())

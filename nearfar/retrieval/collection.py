@@ -249,6 +249,20 @@ class Collection:
         ]
 
 
+def read_facts(folder: Path) -> dict[str, str]:
+    """What the collection was made with: `embedder`, `dim`, `embedder_key`; none of them where it has no vectors.
+
+    Raises:
+        DataError: there is no such collection.
+    """
+    database = Database(folder / DATABASE, creates=False)
+    try:
+        with database.checked():
+            return database.facts()
+    finally:
+        database.close()
+
+
 def check_embedder(folder: Path, facts: Mapping[str, str], embedder: Embedder | None) -> None:
     """Refuses an embedder that the collection was not made with.
 

@@ -68,7 +68,7 @@ class StaticEmbedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[float32]:
         """One row per text, of length 1."""
-        return _unit_rows(self._model.embed(_encodable(texts)), len(texts), self.dim)
+        return unit_rows(self._model.embed(encodable(texts)), len(texts), self.dim)
 
     def embed_queries(self, texts: Sequence[str]) -> NDArray[float32]:
         """As `embed`: the model makes no difference."""
@@ -111,8 +111,8 @@ class MiniLM:
     def embed(self, texts: Sequence[str]) -> NDArray[float32]:
         """One row per text, of length 1; what is beyond 256 tokens is not read."""
         if not texts:
-            return _unit_rows([], 0, self.dim)
-        return _unit_rows(self._model.encode(_encodable(texts), show_progress_bar=False), len(texts), self.dim)
+            return unit_rows([], 0, self.dim)
+        return unit_rows(self._model.encode(encodable(texts), show_progress_bar=False), len(texts), self.dim)
 
     def embed_queries(self, texts: Sequence[str]) -> NDArray[float32]:
         """As `embed`: the model makes no difference."""
@@ -150,7 +150,7 @@ class Remembered:
     ) -> NDArray[float32]:
         fresh = [text for text in dict.fromkeys(texts) if text not in known]
         known.update(zip(fresh, embed(fresh), strict=True))
-        return _unit_rows([known[text] for text in texts], len(texts), self.dim)
+        return unit_rows([known[text] for text in texts], len(texts), self.dim)
 
 
 @contextmanager
@@ -165,12 +165,12 @@ def _unchanged_logging() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _encodable(texts: Sequence[str]) -> list[str]:
+def encodable(texts: Sequence[str]) -> list[str]:
     """The texts with "?" for lone surrogates, which no tokenizer takes."""
     return [text.encode(errors="replace").decode() for text in texts]
 
 
-def _unit_rows(vectors: Any, num_rows: int, dim: int) -> NDArray[float32]:
+def unit_rows(vectors: Any, num_rows: int, dim: int) -> NDArray[float32]:
     import numpy as np
 
     rows = np.asarray(vectors, np.float32).reshape(num_rows, dim)

@@ -42,6 +42,7 @@ class CollectionWriter:
         embedder: of the chunks; None: a collection that is searched by words alone.
         creates: make the collection where there is none.
         reembeds: put this embedder in the place of the one that the collection was made with.
+        embedder_key: the embedder's name in the config, kept for whoever opens the collection.
 
     Raises:
         DataError: another process is writing, there is no such collection, it was made with another embedder, or the
@@ -49,10 +50,17 @@ class CollectionWriter:
     """
 
     def __init__(
-        self, folder: Path, embedder: Embedder | None, *, creates: bool = True, reembeds: bool = False
+        self,
+        folder: Path,
+        embedder: Embedder | None,
+        *,
+        creates: bool = True,
+        reembeds: bool = False,
+        embedder_key: str = "",
     ) -> None:
         self.folder = folder
         self._embedder = embedder
+        self._embedder_key = embedder_key
         self._queue: list[tuple[DocumentRecord, Sequence[Chunk]]] = []
         self._num_queued = 0
         if not creates and not (folder / DATABASE).is_file():
@@ -174,7 +182,9 @@ class CollectionWriter:
         database, embedder = self._database, self._embedder
         with database.checked():
             facts = database.facts()
-        made = {} if embedder is None else {"embedder": embedder.name, "dim": str(embedder.dim)}
+        made = {}
+        if embedder is not None:
+            made = {"embedder": embedder.name, "dim": str(embedder.dim), "embedder_key": self._embedder_key}
         if "made" not in facts:
             with database.transaction():
                 database.set_facts({"made": "1", **made})
