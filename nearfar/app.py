@@ -10,6 +10,7 @@ from typing import Self
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from nearfar.config import Settings
+from nearfar.router.outcomes import Outcome
 from nearfar.router.planning import Plan
 from nearfar.types import Answer, Message, Query, StreamEvent
 from nearfar.wiring import Wired, build
@@ -51,6 +52,14 @@ class Nearfar:
     def stream(self, query: Query | str | Sequence[Message]) -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece; see `Router.stream`."""
         return self._wired.router.stream(_as_query(query))
+
+    async def tell(self, decision_id: str, value: float, *, source: str = "user") -> Outcome:
+        """Says how good an answer turned out to be, by the id of its decision; bandits and monitors hear of it.
+
+        Raises:
+            RequestError: no such decision, one that gave no answer, or a value that is not in [0, 1].
+        """
+        return await self._wired.router.tell(decision_id, value, source=source)
 
     def plan(self, query: Query | str | Sequence[Message]) -> Plan:
         """Which tiers would be tried, and why the others would not; no call is made."""

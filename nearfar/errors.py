@@ -5,6 +5,7 @@ NearfarError
 ├── DataError                  a table, policy, batch or store file cannot be used: .path
 ├── RequestError               the query itself is not acceptable: .param
 │   ├── UnknownModel           no such model or cascade: .model
+│   ├── UnknownDecision        no such decision in the log
 │   └── UnsupportedOption      nothing here can honour the option named in .param
 ├── RoutingError               no tier can take this query: .reasons
 │   └── BudgetExceeded         the money is spent or reserved
@@ -58,6 +59,10 @@ class UnknownModel(RequestError):
     def __init__(self, message: str, *, model: str) -> None:
         super().__init__(message, param="model")
         self.model = model
+
+
+class UnknownDecision(RequestError):
+    """No decision in the log has this id."""
 
 
 class UnsupportedOption(RequestError):

@@ -85,12 +85,12 @@ def _outcomes(config: Path | None) -> Iterator[OutcomeLog]:
     """The outcomes and their decisions alone: no model is built to read them."""
     from nearfar.config import Settings
     from nearfar.router.outcomes import OutcomeLog
-    from nearfar.wiring import open_log, open_store
+    from nearfar.wiring import open_learning, open_log, open_store
 
     settings = Settings.load(config, needs_keys=False)
     store = open_store(settings)
     try:
-        yield OutcomeLog(store, open_log(settings, store))
+        yield OutcomeLog(store, open_log(settings, store), open_learning(settings, store))
     finally:
         store.close()
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import isfinite
 
-from nearfar.errors import RequestError
+from nearfar.errors import RequestError, UnknownDecision
 from nearfar.store import Store
 from nearfar.types import Decision
 
@@ -55,7 +55,7 @@ class OutcomeLog:
             raise RequestError(f"The outcome is {value!r}; outcomes are in [0, 1].", param="value")
         decision = await self._decisions.get(id_or_prefix)
         if decision is None:
-            raise RequestError(f"There is no decision {id_or_prefix!r}. List them: nearfar decisions.", param="id")
+            raise UnknownDecision(f"There is no decision {id_or_prefix!r}. List them: nearfar decisions.", param="id")
         if decision.tier is None:
             raise RequestError(
                 f"The decision {decision.id!r} ended {decision.status}: it gave no answer that could be good or bad.",

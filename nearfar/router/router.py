@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Literal
 
 from nearfar.errors import DataError, RequestError, UnknownModel
-from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEvent
+from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEnd, StreamEvent
 
 from .cascade import Cascade, Tier
 from .learning import Learning, LiveMonitor
 from .outcomes import Outcome, OutcomeLog
 from .planning import Plan, check, plan
+from .recall import Recall, pieces
 from .run import Run
 from .scorers import MeanProbability
 
@@ -28,6 +30,7 @@ class Router:
         log: where decisions go; None: nowhere.
         outcomes: where outcomes go; None: nowhere.
         learning: what learns from them; None: nothing.
+        recall: a memory in front of the cascades; None: there is none.
 
     Attributes:
         log_failure: why the last decision could not be written; None: it was.
@@ -41,6 +44,7 @@ class Router:
         log: DecisionLog | None = None,
         outcomes: OutcomeLog | None = None,
         learning: Learning | None = None,
+        recall: Recall | None = None,
     ) -> None:
         self._models = dict(models)
         self._cascades = {name: _alone(name, model, cascades) for name, model in models.items()} | dict(cascades)
@@ -50,6 +54,7 @@ class Router:
         self._log = log
         self._outcomes = outcomes
         self._learning = learning
+        self._recall = recall
         self.log_failure: str | None = None
 
     def targets(self) -> Mapping[str, Literal["cascade", "model"]]:
@@ -81,14 +86,26 @@ class Router:
             RequestError: the query itself is not acceptable.
             UpstreamError: every model that was asked failed; `decision_id` names the record.
         """
-        return await self._run(query, door).answer()
+        run = self._run(query, door)
+        cascade = self._remembering(query)
+        if self._recall is None or cascade is None:
+            return await run.answer()
+        answer = await self._recall.answer(query, cascade, door=door, journal=self)
+        if answer is None:
+            answer = await run.answer()
+            await self._recall.remember(query, cascade, answer)
+        return answer
 
     def stream(self, query: Query, *, door: str = "python") -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece: `StreamStart` once a tier is committed to, deltas, `StreamEnd`.
 
         A refused query's stream is a lone `StreamEnd`. Raises as `answer` does.
         """
-        return self._run(query, door).events()
+        run = self._run(query, door)
+        cascade = self._remembering(query)
+        if self._recall is None or cascade is None:
+            return run.events()
+        return self._recalled(self._recall, query, cascade, run, door)
 
     async def tell(self, decision_id: str, value: float, *, source: str = "user") -> Outcome:
         """Says how good a decision's answer turned out to be; bandits and monitors hear of it.
@@ -101,10 +118,15 @@ class Router:
             raise RequestError("No decisions are kept here, so that none can have an outcome.", param="decision_id")
         return await self._outcomes.record(decision_id, value, source=source)
 
-    @property
-    def watched(self) -> list[LiveMonitor]:
-        """The monitors, each with its alarm if it has raised one."""
-        return [] if self._learning is None else self._learning.monitors
+    async def monitors(self) -> list[LiveMonitor]:
+        """What watches the tiers, each with its alarm if it has raised one, in whichever process."""
+        if self._learning is None or not self._learning.monitors:
+            return []
+        try:
+            await self._learning.refresh()
+        except DataError as exc:
+            _logger.error("what the monitors know could not be read: %s", exc)
+        return self._learning.monitors
 
     async def aclose(self) -> None:
         """Writes what was seen of the answers, and closes the models."""
@@ -112,6 +134,26 @@ class Router:
             await self._learning.aclose()
         for model in self._models.values():
             await model.aclose()
+
+    def _remembering(self, query: Query) -> Cascade | None:
+        """The cascade that a memory may stand in front of; None: the query names a model, and wants that one."""
+        if self._recall is None or self._kinds[query.model] == "model":
+            return None
+        return self._cascade(query)
+
+    async def _recalled(
+        self, recall: Recall, query: Query, cascade: Cascade, run: Run, door: str
+    ) -> AsyncGenerator[StreamEvent, None]:
+        answer = await recall.answer(query, cascade, door=door, journal=self)
+        if answer is not None:
+            for event in pieces(answer):
+                yield event
+            return
+        async with aclosing(run.events()) as events:
+            async for event in events:
+                if isinstance(event, StreamEnd):
+                    await recall.remember(query, cascade, event.answer)
+                yield event
 
     def _run(self, query: Query, door: str) -> Run:
         check(query)

@@ -311,7 +311,7 @@ async def test_an_alarm_closes_the_tier(store):
             await router.tell(answer.decision.id, 0.0)
         answer = await router.answer(Query("?"))
 
-        assert router.watched[0].alarm.kind == "errors"
+        assert (await router.monitors())[0].alarm.kind == "errors"
         assert answer.tier == ("far" if defers else "near")
         assert ("alarm (errors)" in answer.decision.steps[0].reason) == defers
 

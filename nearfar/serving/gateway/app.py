@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
 
-from nearfar.errors import NearfarError, RequestError
+from nearfar.errors import DataError, NearfarError, RequestError
 from nearfar.router.router import Router
 from nearfar.types import (
     Answer,
@@ -29,7 +29,7 @@ from nearfar.types import (
     ToolCallDelta,
 )
 
-from . import chat, responses
+from . import chat, outcomes, responses
 from .keys import KeyRing, scrub
 from .metrics import CONTENT_TYPE, Metrics
 from .problems import Problem, internal, invalid, out_of_time, overloaded, problem_of, refusal, unauthorized
@@ -117,6 +117,10 @@ class Gateway:
             "/v1/chat/completions": _Wire(chat.parse_chat, chat.PARAM_NAMES),
             "/v1/responses": _Wire(responses.parse_response, responses.PARAM_NAMES),
         }
+        self._handlers: dict[str, Callable[[bytes, Send], Awaitable[Problem | None]]] = {
+            "/v1/route": self._route,
+            "/v1/outcomes": self._tell,
+        }
         self._pages: dict[str, Callable[[Send], Awaitable[None]]] = {
             "/v1/models": self._list_models,
             "/health/ready": self._ready,
@@ -152,7 +156,7 @@ class Gateway:
         path: str = scope["path"]
         method: str = scope["method"]
         wire = self._wires.get(path)
-        if wire is not None or path == "/v1/route":
+        if wire is not None or path in self._handlers:
             if method != "POST":
                 return _wrong_method(method, "POST")
             return await self._with_body(wire, scope, headers, receive, send)
@@ -190,7 +194,7 @@ class Gateway:
             if isinstance(body, Problem):
                 return body
             if wire is None:
-                return await self._route(body, send)
+                return await self._handlers[scope["path"]](body, send)
             return await self._answer(wire, body, scope, receive, send)
         finally:
             self._in_flight -= 1
@@ -296,6 +300,19 @@ class Gateway:
         await send_reply(send, 200, [JSON], _encode(page))
         return None
 
+    async def _tell(self, body: bytes, send: Send) -> Problem | None:
+        try:
+            told = outcomes.parse_outcome(body)
+            outcome = await self._router.tell(told.decision_id, told.value, source=told.source)
+        except RequestError as exc:
+            return problem_of(exc, outcomes.PARAM_NAMES)
+        except DataError as exc:
+            _report(exc)
+            return internal()
+        self._metrics.count_outcome()
+        await send_reply(send, 200, [JSON], outcomes.outcome_body(outcome))
+        return None
+
     async def _list_models(self, send: Send) -> None:
         targets = self._router.targets()
         names = sorted(targets, key=lambda name: (targets[name] != "cascade", name))
@@ -334,6 +351,9 @@ class Gateway:
         await send_reply(send, 200 if is_ready else 503, [JSON], _encode(page))
 
     async def _show_metrics(self, send: Send) -> None:
+        for monitor in await self._router.monitors():
+            kind = monitor.alarm.kind if monitor.alarm else None
+            self._metrics.show_alarm(monitor.cascade, monitor.tier, monitor.policy, kind)
         await send_reply(send, 200, [(b"content-type", CONTENT_TYPE.encode())], self._metrics.render())
 
 

@@ -45,6 +45,13 @@ class Metrics:
         self._errors = Counter(
             "nearfar_http_errors", "Replies that are errors.", ("status", "code"), registry=self._registry
         )
+        self._outcomes = Counter("nearfar_outcomes", "Outcomes that were told.", registry=self._registry)
+        self._alarms = Gauge(
+            "nearfar_alarm",
+            "1 where a policy's promise, or the data that it was made for, no longer holds.",
+            ("cascade", "tier", "policy", "kind"),
+            registry=self._registry,
+        )
         Gauge("nearfar_requests_in_flight", "Requests being answered.", registry=self._registry).set_function(in_flight)
         self._by_end: dict[tuple[str, str | None, Status], Counter] = {}
         self._by_target: dict[str, tuple[Histogram, Counter]] = {}
@@ -67,6 +74,15 @@ class Metrics:
     def count_error(self, status: int, code: str) -> None:
         """Counts one error reply."""
         self._errors.labels(str(status), code).inc()
+
+    def count_outcome(self) -> None:
+        """Counts one outcome that was told."""
+        self._outcomes.inc()
+
+    def show_alarm(self, cascade: str, tier: str, policy: str, raised: str | None) -> None:
+        """Says of one watched tier which alarm is raised; None: none."""
+        for kind in ("errors", "shift"):
+            self._alarms.labels(cascade, tier, policy, kind).set(kind == raised)
 
     def render(self) -> bytes:
         """The metrics as Prometheus reads them."""

@@ -17,6 +17,7 @@ from nearfar.errors import (
     NearfarError,
     RequestError,
     RoutingError,
+    UnknownDecision,
     UnknownModel,
     UnsupportedOption,
     UpstreamError,
@@ -119,6 +120,8 @@ def _of_request_error(error: RequestError, param_names: Mapping[str, str]) -> Pr
     param = param_names.get(error.param, error.param) if error.param else None
     if isinstance(error, UnknownModel):
         return invalid(str(error), param="model", code="model_not_found", status=404)
+    if isinstance(error, UnknownDecision):
+        return invalid(str(error), param=param, code="decision_not_found", status=404)
     if isinstance(error, UnsupportedOption):
         return invalid(str(error), param=param, code="unsupported_parameter")
     return invalid(str(error), param=param)
