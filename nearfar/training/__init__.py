@@ -1,0 +1,1 @@
+"""Recipes for adapters: the only home of torch's training, transformers and peft."""
