@@ -143,6 +143,7 @@ class Query:
     when_unsure: Literal["best", "abstain"] = "best"  # out of tiers and still unsure
     metadata: Mapping[str, str] = field(default_factory=dict)
     wants_signals: bool = False  # read every signal that the tier may, also where it decides nothing: for labelling
+    uses_memory: bool = True  # False: neither answered from a memory nor kept in one
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):
@@ -662,6 +663,7 @@ Status: TypeAlias = Literal["answered", "abstained", "refused", "failed", "cance
 DecisionReason: TypeAlias = Literal[
     "confident",  # the score reached the threshold
     "last_tier",  # nobody further to ask
+    "remembered",  # a memory holds the answer to a question that asks the same
     "abstained_early",  # so unsure that no further tier was asked
     "named",  # the query named this model
     "out_of_budget",

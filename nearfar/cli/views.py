@@ -138,6 +138,7 @@ def _reason(decision: Decision) -> str:
     return {
         "confident": "its score reached the threshold",
         "last_tier": "it is the last tier that could take it",
+        "remembered": "the memory holds the answer to a question that asks the same",
         "named": "the query named this model",
         "out_of_budget": "the budget allowed no further tier",
         "out_of_time": "there was no time for a further tier",

@@ -204,6 +204,7 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
         limits.session,
         limits.when_unsure or "best",
         metadata,
+        uses_memory=limits.memory is not False,
     )
     return ChatCall(query, bool(request.stream), bool(options and options.include_usage))
 

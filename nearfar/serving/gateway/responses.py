@@ -180,6 +180,7 @@ def parse_response(body: bytes, most_s: float) -> ResponseCall:
         session=limits.session,
         when_unsure=limits.when_unsure or "best",
         metadata=notes(raw),
+        uses_memory=limits.memory is not False,
     )
     return ResponseCall(query, bool(request.stream), raw)
 

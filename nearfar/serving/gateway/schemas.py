@@ -47,6 +47,7 @@ class Constraints(Struct, kw_only=True):
     quality: str | None = None
     session: str | None = None
     when_unsure: Literal["best", "abstain"] | None = None
+    memory: bool | None = None
 
 
 NO_CONSTRAINTS = Constraints()
