@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: What `make` takes, with what each one reads.
 ROUTERS = {
-    "auto": "the default: a mean of tfidf-ridge and forest; with signals, hybrid",
+    "auto": "the default: tfidf-ridge, ridge and forest, weighted by fit; with signals, hybrid",
     "tfidf-ridge": "words and word pairs",
     "forest": "the text's form and topics",
     "boosting": "the text's form and topics",
@@ -28,7 +28,7 @@ ROUTERS = {
     "knn": "the embedding (gain of the nearest labelled queries)",
     "matrix-factorization": "the embedding (RouteLLM)",
     "sw-ranking": "the embedding (RouteLLM)",
-    "hybrid": "the near answer's signals, and words and word pairs",
+    "hybrid": "the near answer's signals, words and word pairs, the form, and the embedding where there is one",
 }
 
 __all__ = ["ROUTERS", "PredictiveRouter", "RoutingExample", "RoutingQuery", "make"]
@@ -57,11 +57,11 @@ def make(name: str, *, embedder: Embedder | None = None, signals: Sequence[str] 
     if name == "hybrid" and not signals:
         raise ConfigError("The router 'hybrid' judges a near answer by its signals. Name at least one: --signal COLUMN")
     if signals and name in ("auto", "hybrid"):
-        return Hybrid(signals)
+        return Hybrid(signals, embedder)
     if signals:
         raise ConfigError(f"The router {name!r} reads the text alone. For signals take 'auto' or 'hybrid'.")
     if name == "auto":
-        return Blend([NgramRidge(), TreeEnsemble("forest")], kind="auto")
+        return Blend([NgramRidge(), GainRidge(embedder), TreeEnsemble("forest")], kind="auto")
     if name == "tfidf-ridge":
         return NgramRidge()
     if name == "forest":

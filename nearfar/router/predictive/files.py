@@ -25,7 +25,7 @@ from .queries import RoutingExample
 from .trees import TreeEnsemble
 
 #: Version of the file format. Raise it for any change that an older nearfar would misread.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _ARRAY = 1  # MessagePack extension: an array in numpy's own format
 
@@ -95,7 +95,7 @@ def read(path: Path) -> RouterFile:
     """What a router file says, with nothing made of it.
 
     Raises:
-        DataError: no such file, not a router file, or of a newer format.
+        DataError: no such file, not a router file, or of another format.
     """
     try:
         content = msgspec.msgpack.decode(path.read_bytes(), type=RouterFile, ext_hook=_decode)
@@ -103,10 +103,10 @@ def read(path: Path) -> RouterFile:
         raise DataError(f"Cannot read {str(path)!r}: {exc.strerror or exc}.", path=str(path)) from exc
     except (msgspec.DecodeError, ValueError) as exc:
         raise DataError(f"{str(path)!r} is not a router file: {exc}. Fit it anew.", path=str(path)) from exc
-    if content.format > FORMAT_VERSION:
+    if content.format != FORMAT_VERSION:
         raise DataError(
-            f"{str(path)!r} has format {content.format}, and this nearfar reads up to {FORMAT_VERSION}. Upgrade "
-            "nearfar, or fit the router anew.",
+            f"{str(path)!r} has format {content.format}, and this nearfar reads {FORMAT_VERSION}. Fit the router anew, "
+            "or use the nearfar that wrote it.",
             path=str(path),
         )
     return content
@@ -125,7 +125,7 @@ def load(
 
     Raises:
         ConfigError: it was fitted on other models or with another embedder.
-        DataError: no such file, not a router file, or of a newer format.
+        DataError: no such file, not a router file, or of another format.
     """
     path = Path(path)
     content = read(path)
@@ -167,7 +167,7 @@ def restored(kind: str, state: Any, embedder: Embedder | None) -> PredictiveRout
         members = [restored(member["kind"], member["state"], embedder) for member in state["members"]]
         return Blend.from_state(state, members)
     if kind == "hybrid":
-        return Hybrid.from_state(state)
+        return Hybrid.from_state(state, embedder if state["embeds"] else None)
     if embedder is None:
         raise ValueError(f"{kind!r} needs an embedder, or there is no such router")
     if kind == "knn":

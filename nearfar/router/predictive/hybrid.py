@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import isfinite
 from typing import Any, Self
 
 from nearfar.errors import DataError
+from nearfar.types import Embedder
 
 from .blend import out_of_fold
+from .dense import GainRidge
 from .fitting import gains, require_sklearn
 from .ngrams import NgramRidge
+from .protocol import PredictiveRouter
 from .queries import RoutingExample, RoutingQuery
 
 #: Folds inside the training data in which the text's predictions are made.
@@ -21,27 +25,29 @@ _NUM_KNOTS = 65
 
 
 class Hybrid:
-    """Expected gain from the near answer's signals, two predictions from the text, and their products.
+    """Expected gain from the near answer's signals, four predictions from the text, and their products.
 
     Where the near answer is unsure, what counts is whether the strong model would do better, which the text tells;
     where it is sure, the text counts little: hence the products. A signal is read as its rank among the training
     answers, so that its units do not matter. The predictions are the qualities of the weak and of the strong model,
-    each by `NgramRidge`, out of fold in training.
+    each by `NgramRidge` and by `GainRidge`, out of fold in training.
 
     Args:
         signals: names of the near answer's signals; a query may lack some of them.
-        penalty: of the squared weights, for features of unit variance.
+        embedder: of the text, for `GainRidge`; None: it reads the text's form alone.
+        penalty: of the squared weights, for features of unit variance; from 30 to 300 all are as good on
+            `mmlu_llama3_cascade` (benchmarks/routing.py).
     """
 
     kind = "hybrid"
     reads_signals = True
-    is_embedding_based = False
 
-    def __init__(self, signals: Sequence[str], *, penalty: float = 100.0) -> None:
+    def __init__(self, signals: Sequence[str], embedder: Embedder | None = None, *, penalty: float = 100.0) -> None:
         self.signals = tuple(signals)
+        self.is_embedding_based = embedder is not None
         self.penalty = penalty
-        self._weak = NgramRidge()
-        self._strong = NgramRidge()
+        self._embedder = embedder
+        self._texts: list[PredictiveRouter] = []
         self._knots: Any = None  # (signals, knots), rising
         self._means: Any = None
         self._scales: Any = None
@@ -56,18 +62,18 @@ class Hybrid:
 
         targets = gains(examples)
         self._knots = np.array([_knots(name, examples) for name in self.signals])
-        predicted = []
-        for router, of_strong in ((self._weak, False), (self._strong, True)):
-            # The quality of one model is the gain over a model that is always wrong.
-            alone = [
-                RoutingExample(each.text, weak=0.0, strong=each.strong if of_strong else each.weak) for each in examples
-            ]
+        # The quality of one model is its gain over a model that is always wrong.
+        weak = [RoutingExample(each.text, strong=each.weak) for each in examples]
+        strong = [RoutingExample(each.text, strong=each.strong) for each in examples]
+        self._texts, predicted = [], []
+        for alone in (weak, strong):
             if len({each.strong for each in alone}) == 1:  # always right, or never: the text tells nothing
-                predicted.append([0.0] * len(alone))
                 continue
-            predicted.append(out_of_fold(router, alone, _NUM_INNER_FOLDS, seed=1))
-            router.fit(alone)
-        raw = self._raw(examples, *predicted)
+            routers: list[PredictiveRouter] = [NgramRidge(), GainRidge(self._embedder)]
+            for router in routers:
+                predicted.append(out_of_fold(router, alone, _NUM_INNER_FOLDS, seed=1))
+                self._texts.append(router.fit(alone))
+        raw = self._raw(examples, predicted)
         self._means, scales = raw.mean(axis=0), raw.std(axis=0)
         scales[scales < 1e-9] = 1.0
         self._scales = scales
@@ -77,29 +83,33 @@ class Hybrid:
 
     def predict(self, queries: Sequence[RoutingQuery]) -> list[float]:
         """Expected gain of each query."""
-        raw = self._raw(queries, self._weak.predict(queries), self._strong.predict(queries))
+        raw = self._raw(queries, [router.predict(queries) for router in self._texts])
         found: list[float] = (((raw - self._means) / self._scales) @ self._weights + self._intercept).tolist()
         return found
 
-    def _raw(self, queries: Sequence[RoutingQuery], weak: Sequence[float], strong: Sequence[float]) -> Any:
+    def _raw(self, queries: Sequence[RoutingQuery], predicted: Sequence[Sequence[float]]) -> Any:
         import numpy as np
 
-        columns: list[Any] = [np.array(weak), np.array(strong)]
+        texts = [np.array(column) for column in predicted]
+        columns: list[Any] = [*texts]
+        ranks = []
         levels = np.linspace(-1, 1, _NUM_KNOTS)
         for name, knots in zip(self.signals, self._knots, strict=True):
             read = np.array([query.signals.get(name, np.nan) for query in queries], np.float64)
             missing = ~np.isfinite(read)
             rank = np.where(missing, 0.0, np.interp(np.where(missing, 0.0, read), knots, levels))
-            columns += [rank, rank**2, rank**3, missing.astype(np.float64), rank * columns[0], rank * columns[1]]
+            ranks.append(rank)
+            columns += [rank, rank**2, rank**3, missing.astype(np.float64), *(rank * text for text in texts)]
+        columns += [one * other for one, other in combinations(ranks, 2)]
         return np.stack(columns, axis=1)
 
     def state(self) -> dict[str, Any]:
         """Plain values that `from_state` takes."""
         return {
             "signals": list(self.signals),
+            "embeds": self.is_embedding_based,
             "penalty": self.penalty,
-            "weak": self._weak.state(),
-            "strong": self._strong.state(),
+            "texts": [router.state() for router in self._texts],
             "knots": self._knots,
             "means": self._means,
             "scales": self._scales,
@@ -108,10 +118,11 @@ class Hybrid:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
+    def from_state(cls, state: Mapping[str, Any], embedder: Embedder | None) -> Self:
         """The router that `state` describes."""
-        router = cls(state["signals"], penalty=state["penalty"])
-        router._weak, router._strong = NgramRidge.from_state(state["weak"]), NgramRidge.from_state(state["strong"])
+        router = cls(state["signals"], embedder, penalty=state["penalty"])
+        for words, form in zip(state["texts"][::2], state["texts"][1::2], strict=True):
+            router._texts += [NgramRidge.from_state(words), GainRidge.from_state(form, embedder)]
         router._knots, router._means, router._scales = state["knots"], state["means"], state["scales"]
         router._weights, router._intercept = state["weights"], state["intercept"]
         return router
