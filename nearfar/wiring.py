@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -48,6 +49,7 @@ from nearfar.types import FREE, ChatModel, Embedder, Price, Scorer
 
 if TYPE_CHECKING:
     from nearfar.retrieval.collection import Collection
+    from nearfar.retrieval.library import Library
     from nearfar.retrieval.writing import CollectionWriter
     from nearfar.router.predictive import PredictiveRouter
     from nearfar.router.sampled_signals import Probe
@@ -623,6 +625,13 @@ def open_collection(settings: Settings, name: str) -> Collection:
         raise RequestError(f"No collection {name!r}; {known}. Make it: nearfar index {name} PATH", param="docs")
     key = read_facts(folder).get("embedder_key", "none")
     return Collection(folder, build_embedder(settings, key))
+
+
+def open_library(settings: Settings) -> Library:
+    """The collections that there are; none is opened before somebody asks for it."""
+    from nearfar.retrieval.library import Library
+
+    return Library(partial(open_collection, settings), passages=settings.retrieval.passages)
 
 
 def open_collection_writer(

@@ -7,7 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from . import ask, batch, calibrate, chat, decisions, demo, doctor, evaluate, learning, models, serve, settings
+from . import (
+    ask,
+    batch,
+    calibrate,
+    chat,
+    decisions,
+    demo,
+    doctor,
+    documents,
+    evaluate,
+    learning,
+    models,
+    serve,
+    settings,
+)
 from .console import write
 
 app = typer.Typer(
@@ -38,6 +52,7 @@ def root(
 
 _PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     "Answer": {"ask": ask.ask, "chat": chat.chat, "batch": batch.batch, "serve": serve.serve},
+    "Documents": {"index": documents.index, "search": documents.search},
     "Look": {"route": decisions.route, "explain": decisions.explain, "decisions": decisions.decisions},
     "Learn": {"outcome": learning.outcome, "replay": learning.replay},
     "Set up": {

@@ -1,0 +1,93 @@
+"""The collections that there are, opened when somebody asks, and queries with passages put before them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nearfar.errors import RequestError
+from nearfar.types import Filter, Hit, Query, Signals
+
+from .citations import Checked, check
+from .collection import Collection
+from .grounding import MIN_COVERAGE, PASSAGE_TOKENS, fit_passages, grounded_messages, retrieval_signals
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A query with the passages that it is to be answered from."""
+
+    query: Query  # as it goes to a model
+    question: str
+    hits: tuple[Hit, ...]  # what is shown, in the order of the numbers
+    signals: Signals
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the passages speak of what was asked; see `grounding.retrieval_signals`."""
+        return self.signals["retrieval_coverage"] >= MIN_COVERAGE
+
+    def checked(self, text: str) -> Checked:
+        """An answer to the query with its citations checked against the passages."""
+        return check(text, [hit.chunk for hit in self.hits], question=self.question)
+
+
+class Library:
+    """Collections by name, each opened once.
+
+    Args:
+        open_collection: opens the collection of a name.
+        passages: how many a query gets where it does not say.
+    """
+
+    def __init__(self, open_collection: Callable[[str], Collection], *, passages: int) -> None:
+        self._open = open_collection
+        self._passages = passages
+        self._collections: dict[str, Collection] = {}
+        self._lock = threading.Lock()
+
+    def collection(self, name: str) -> Collection:
+        """The collection of this name.
+
+        Raises:
+            RequestError: there is none.
+            DataError: it cannot be used.
+            ConfigError: its embedder is not here.
+        """
+        with self._lock:
+            if name not in self._collections:
+                self._collections[name] = self._open(name)
+            return self._collections[name]
+
+    async def search(self, name: str, query: str, *, k: int = 10, filter: Filter | None = None) -> list[Hit]:  # noqa: A002
+        """The passages of the collection that bear on the query, best first; see `Collection.search`."""
+        return await asyncio.to_thread(lambda: self.collection(name).search(query, k=k, filter=filter))
+
+    async def attach(
+        self,
+        query: Query,
+        name: str,
+        *,
+        k: int | None = None,
+        filter: Filter | None = None,  # noqa: A002
+    ) -> Attached:
+        """The query with numbered passages before its last user message, which is what is searched for.
+
+        Raises:
+            RequestError: there is no such collection, or the query has no text to search for.
+        """
+        question = query.text
+        if not question.strip() or not any(message.role == "user" for message in query.messages):
+            raise RequestError("The query has no question to search for; give some text.", param="messages")
+        found = await self.search(name, question, k=k or self._passages, filter=filter)
+        hits = fit_passages(found, PASSAGE_TOKENS)
+        asked = replace(query, prompt=grounded_messages(query, hits))
+        return Attached(asked, question, hits, retrieval_signals(question, hits))
+
+    def close(self) -> None:
+        """Closes what was opened. Twice is fine."""
+        with self._lock:
+            while self._collections:
+                self._collections.popitem()[1].close()
