@@ -511,6 +511,14 @@ class Retriever(Protocol):
     def search(self, query: str, *, k: int = 10, filter: Filter | None = None) -> list[Hit]: ...  # noqa: A002
 
 
+class Reranker(Protocol):
+    """Says how well passages answer a query."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> Sequence[float]:
+        """One score per text, higher is better."""
+        ...
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from nearfar.router.cascade import Cascade, Tier
 from nearfar.router.router import Router
+from nearfar.serving.gateway.app import Door
 from nearfar.serving.gateway.server import Server, serving
 from nearfar.serving.gateway.settings import GatewaySettings
 from nearfar.types import ChatModel, Decision
@@ -39,10 +40,12 @@ def settings_of(**settings: Any) -> GatewaySettings:
 
 
 @asynccontextmanager
-async def gateway(router: Router, **settings: Any) -> AsyncIterator[Server]:
+async def gateway(
+    router: Router, *, doors: Mapping[str, Door] | None = None, **settings: Any
+) -> AsyncIterator[Server]:
     """A gateway in this event loop; closes the router too."""
     try:
-        async with serving(router, settings=settings_of(**settings)) as server:
+        async with serving(router, settings=settings_of(**settings), doors=doors) as server:
             yield server
     finally:
         await router.aclose()

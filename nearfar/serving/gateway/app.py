@@ -85,12 +85,16 @@ class _Wire:
     param_names: Mapping[str, str]
 
 
-def create_app(router: Router, *, settings: GatewaySettings) -> ASGIApp:
-    """The gateway over `router`, for any ASGI server.
+#: What takes a whole body and replies, or says what is wrong with it.
+Door = Callable[[bytes, Send], Awaitable[Problem | None]]
+
+
+def create_app(router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None) -> ASGIApp:
+    """The gateway over `router`, for any ASGI server; `doors` are further paths to POST to.
 
     Time limits on a request's arrival are the server's: `serve` has them.
     """
-    app = Gateway(router, settings=settings)
+    app = Gateway(router, settings=settings, doors=doors)
     if not settings.allow_origins:
         return app
     return CORSMiddleware(
@@ -105,7 +109,9 @@ def create_app(router: Router, *, settings: GatewaySettings) -> ASGIApp:
 class Gateway:
     """Answers OpenAI's chat completions and responses from a router."""
 
-    def __init__(self, router: Router, *, settings: GatewaySettings) -> None:
+    def __init__(
+        self, router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None
+    ) -> None:
         self._router = router
         self._settings = settings
         self._keys = KeyRing(settings.key_hashes)
@@ -117,7 +123,8 @@ class Gateway:
             "/v1/chat/completions": _Wire(chat.parse_chat, chat.PARAM_NAMES),
             "/v1/responses": _Wire(responses.parse_response, responses.PARAM_NAMES),
         }
-        self._handlers: dict[str, Callable[[bytes, Send], Awaitable[Problem | None]]] = {
+        self._handlers: dict[str, Door] = {
+            **(doors or {}),
             "/v1/route": self._route,
             "/v1/outcomes": self._tell,
         }

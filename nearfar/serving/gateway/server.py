@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from nearfar.errors import ConfigError
 from nearfar.router.router import Router
 
-from .app import create_app
+from .app import Door, create_app
 from .problems import Problem, invalid
 from .settings import GatewaySettings
 from .streams import GONE
@@ -32,12 +32,19 @@ _BACKLOG = 2048
 _COLLECT_AFTER = 20_000
 
 
-def serve(router: Router, *, settings: GatewaySettings, announce: Callable[[str], None] = print) -> None:
+def serve(
+    router: Router,
+    *,
+    settings: GatewaySettings,
+    doors: Mapping[str, Door] | None = None,
+    announce: Callable[[str], None] = print,
+) -> None:
     """Serves until SIGINT or SIGTERM, then finishes the requests in flight and closes the router.
 
     Args:
         router: who answers.
         settings: where to listen, who may ask and how much.
+        doors: further paths to POST to.
         announce: told the address once requests are taken.
 
     Raises:
@@ -45,13 +52,15 @@ def serve(router: Router, *, settings: GatewaySettings, announce: Callable[[str]
     """
     _spare_the_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(router, settings, announce))
+        runner.run(_serve(router, settings, doors, announce))
 
 
-async def _serve(router: Router, settings: GatewaySettings, announce: Callable[[str], None]) -> None:
+async def _serve(
+    router: Router, settings: GatewaySettings, doors: Mapping[str, Door] | None, announce: Callable[[str], None]
+) -> None:
     loop = asyncio.get_running_loop()
     try:
-        async with serving(router, settings=settings) as server:
+        async with serving(router, settings=settings, doors=doors) as server:
             stopping = [signal.SIGINT, signal.SIGTERM]
             with contextlib.suppress(NotImplementedError):  # Windows: Ctrl+C raises KeyboardInterrupt
                 for number in stopping:
@@ -105,13 +114,15 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(router: Router, *, settings: GatewaySettings) -> AsyncIterator[Server]:
+async def serving(
+    router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None
+) -> AsyncIterator[Server]:
     """The gateway, taking requests in the running event loop; leaving the block stops it, and not the router.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
-    app = create_app(router, settings=settings)
+    app = create_app(router, settings=settings, doors=doors)
     listener = _bind(settings)
     host, port = listener.getsockname()[:2]
     server = _Server(
