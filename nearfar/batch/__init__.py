@@ -115,6 +115,7 @@ async def run_batch(
     sha256, total = records.scan()
     options = {**_jsonable(template), "prompt_field": prompt_field, "keep": list(keep), "signals": has_signals}
     header = Header(1, sha256, total, options)
+    template = replace(template, wants_signals=template.wants_signals or has_signals)
     with Journal(output, header, force=force) as journal:
         run = _Run(router, records, journal, template, budget_usd, stop or asyncio.Event(), on_progress, has_signals)
         return await run.run(concurrency, retry_failed=retry_failed)

@@ -73,7 +73,8 @@ def route(
                 }
                 for c in plan.candidates
             ]
-            write_json({"target": plan.target, "first": _first(plan.eligible), "candidates": candidates})
+            first = plan.routing.tier if plan.routing else _first(plan.eligible)
+            write_json({"target": plan.target, "first": first, "routing": plan.routing, "candidates": candidates})
             return DONE
         rows = []
         for number, candidate in enumerate(plan.candidates, 1):
@@ -86,6 +87,10 @@ def route(
             cost = "unknown" if bound is None else f"≤ {usd(bound)}" if bound else "$0"
             rows.append([str(number), escape(candidate.tier), candidate.placement, cost, says])
         table(["", "tier", "where", "cost", "verdict"], rows, right=["cost"], wrap=["verdict"])
+        if plan.routing:
+            from .views import routing_label
+
+            stdout().print(f"\nbegins at {escape(plan.routing.tier)}: {escape(routing_label(plan.routing))}")
         return DONE
 
     return asyncio.run(main())

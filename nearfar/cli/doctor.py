@@ -82,6 +82,8 @@ async def _checks(config: Path | None) -> AsyncIterator[Check]:
     yield Check("config", "ok", where)
     yield _room(settings)
     yield await _store(settings)
+    for check in _alarms(settings):
+        yield check
     for name, model in settings.models.items():
         with waiting(f"asking {name} …"):
             check = await _model(settings, name, model)
@@ -136,6 +138,31 @@ async def _store(settings: Settings) -> Check:
     except NearfarError as exc:
         return Check("store", "failed", str(exc), "make it writable, or set decisions.path or NEARFAR_HOME")
     return Check("store", "ok", f"{settings.store_path} takes writes; {count:,} decisions so far")
+
+
+def _alarms(settings: Settings) -> Iterator[Check]:
+    """A check per watched tier and policy."""
+    from nearfar.wiring import open_learning, open_store
+
+    if not any(cascade.monitor for cascade in settings.cascades.values()):
+        return
+    try:
+        store = open_store(settings)
+        try:
+            monitors = open_learning(settings, store).monitors
+        finally:
+            store.close()
+    except NearfarError as exc:
+        yield Check("monitor", "failed", str(exc), "mend the policy or the store")
+        return
+    for each in monitors:
+        name = f"{each.cascade}/{each.tier}"
+        seen = f"{each.num_outcomes:,} outcomes and {each.num_signals:,} signals of {each.policy} tested"
+        if each.alarm is None:
+            yield Check(name, "ok", f"no alarm; {seen}")
+        else:
+            says = f"alarm ({each.alarm.kind}) after {each.alarm.after:,}: {each.alarm.message}"
+            yield Check(name, "failed", says, "label anew and fit: nearfar calibrate; a new policy is watched anew")
 
 
 async def _model(settings: Settings, name: str, model: ModelSettings) -> Check:

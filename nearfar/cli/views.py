@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from nearfar.types import Answer, Decision, Step
+from nearfar.types import Answer, Decision, Routing, SignalCost, Step
 
 from .console import escape, printable, seconds, stdout, table, usd
 
@@ -125,7 +125,8 @@ def _headline(decision: Decision) -> str:
         case "answered":
             return f"answered by {_tier_label(decision)} in {total} for {cost}: {_reason(decision)}"
         case "abstained":
-            return f"abstained after {total} and {cost}: no tier was sure enough"
+            why = _reason(decision) if decision.reason == "abstained_early" else "no tier was sure enough"
+            return f"abstained after {total} and {cost}: {why}"
         case "refused":
             return refusal(decision)
         case "cancelled":
@@ -139,6 +140,7 @@ def _reason(decision: Decision) -> str:
         "confident": "its score reached the threshold",
         "last_tier": "it is the last tier that could take it",
         "remembered": "the memory holds the answer to a question that asks the same",
+        "abstained_early": "its score was so low that no further tier was asked",
         "named": "the query named this model",
         "out_of_budget": "the budget allowed no further tier",
         "out_of_time": "there was no time for a further tier",
@@ -192,12 +194,30 @@ def _facts(decision: Decision) -> Iterator[tuple[str, str]]:
         "calibrated" if decision.is_calibrated else "no outcome has calibrated these scores; see nearfar calibrate"
     )
     yield "policy", f"{decision.policy} · {promise}"
+    if decision.routing is not None:
+        yield "routing", routing_label(decision.routing)
     for step in decision.steps:
         if step.signals:
             shown = ", ".join(f"{name} {value:.3g}" for name, value in step.signals.items())
             yield "signals", f"{step.tier}: {shown}"
+        for cost in step.signal_costs:
+            yield "asked", f"{step.tier}: {_signal_cost(cost)}"
     stages = ", ".join(f"{name} {seconds(value)}" for name, value in decision.latency_s.items())
     yield "time", stages
+
+
+def routing_label(routing: Routing) -> str:
+    """Which tier was chosen before any call, by whom and how likely."""
+    why = "" if routing.score is None else f": expects {routing.score:+.3f}, threshold {routing.threshold:.3f}"
+    return f"{routing.by} chose {routing.tier} with probability {routing.propensity:.3g}{why}"
+
+
+def _signal_cost(cost: SignalCost) -> str:
+    calls = _counted(cost.calls, "call")
+    if cost.usage is not None:
+        calls += f" of {_counted(cost.usage.prompt_tokens + cost.usage.completion_tokens, 'token')}"
+    took = f"{calls} for {cost.name}, {usd(cost.cost_usd, is_estimated=cost.is_cost_estimated)}"
+    return f"{took} in {seconds(cost.latency_s)}" + (f"; missing: {cost.missing}" if cost.missing else "")
 
 
 def prompt_of(decision: Decision) -> str:

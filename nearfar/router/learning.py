@@ -394,12 +394,16 @@ class Learning:
                     _logger.error("what was learned is not used: %s", exc)
 
     def look(self) -> None:
-        """Has the copies refreshed in the background if they are older than a second; costs nothing otherwise."""
+        """Has the copies refreshed in the background if they are older than a second; needs an event loop that runs."""
         if not self._learners or time.monotonic() - self._looked_at < _LOOK_AFTER_S:
             return
-        self._looked_at = time.monotonic()
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # a plan asked for without one
+                return
+            self._looked_at = time.monotonic()
+            self._looking = loop.create_task(self._look())
 
     async def _look(self) -> None:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 
 from nearfar.errors import RequestError
-from nearfar.types import FREE, Candidate, ModelCard, NamedTool, Query, Usage, prompt_token_bound
+from nearfar.types import FREE, Candidate, ModelCard, NamedTool, Query, Routing, Usage, prompt_token_bound
 
 from .cascade import Cascade, Tier
 
@@ -24,6 +24,7 @@ class Plan:
 
     target: str  # the model or cascade that the query named
     candidates: tuple[Candidate, ...]
+    routing: Routing | None = None  # what a router or a bandit would choose; None: there is none, or nothing to choose
 
     @property
     def eligible(self) -> tuple[Candidate, ...]:

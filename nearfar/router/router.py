@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Literal
 
 from nearfar.errors import DataError, RequestError, UnknownModel
@@ -77,7 +78,13 @@ class Router:
             RequestError: no model could take such a query, or it names no model of ours.
         """
         check(query)
-        return plan(query, self._cascade(query))
+        cascade = self._cascade(query)
+        found = plan(query, cascade)
+        if cascade.chooser is None or len(found.eligible) < 2:
+            return found
+        names = {candidate.tier for candidate in found.eligible}
+        routing = cascade.chooser.choose(query, [tier for tier in cascade.tiers if tier.name in names])
+        return replace(found, routing=routing)
 
     async def answer(self, query: Query, *, door: str = "python") -> Answer:
         """The answer, with its decision.

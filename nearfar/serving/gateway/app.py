@@ -303,7 +303,7 @@ class Gateway:
         except RequestError as exc:
             return problem_of(exc, chat.PARAM_NAMES)
         candidates = [msgspec.to_builtins(candidate) for candidate in plan.candidates]
-        page = {"object": "nearfar.plan", "target": plan.target, "candidates": candidates}
+        page = {"object": "nearfar.plan", "target": plan.target, "candidates": candidates, "routing": plan.routing}
         await send_reply(send, 200, [JSON], _encode(page))
         return None
 
