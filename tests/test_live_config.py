@@ -243,6 +243,52 @@ async def test_an_alarm_shows_wherever_one_looks(wire, load, shell, tmp_path):
     assert "alarm (errors)" in " ".join(explained.stdout.split())
 
 
+async def test_another_threshold_is_replayed_from_the_log(wire, router_file, shell):
+    """Which threshold sends how many, what would have changed, and the mean outcome where exploration tells."""
+    router = wire('"near"', 'router = { file = "router.bin", threshold = 0.5, use = "pick", explore = 0.8 }').router
+    for i in range(160):
+        answer = await router.answer(Query(f"{'hard' if i % 2 else 'easy'} beta {i}"))
+        await router.tell(answer.decision.id, float(answer.tier == "far" or not i % 2))
+
+    table = json.loads(shell("replay", "--router", "router.bin", "--json").stdout)
+    report = json.loads(shell("replay", "--router", "router.bin", "--threshold", "0.5", "--json").stdout)
+    shown = shell("replay", "--router", "router.bin", "--threshold", "0.5", "--changed")
+    nothing = shell("replay")
+
+    assert table["n"] == 160
+    assert [row["threshold"] for row in table["thresholds"]] == sorted(
+        (row["threshold"] for row in table["thresholds"]), reverse=True
+    )
+    summary = report["summary"]
+    assert (summary["n"], summary["judged"], summary["strong_share"]) == (160, 160, 0.5)
+    assert summary["estimate"]["interval"]["low"] > 0.8  # it is right on all of them
+    assert "doubly robust" in shown.stdout
+    assert nothing.returncode != 0
+    assert "--policy FILE or --router FILE" in nothing.stderr
+
+
+async def test_paid_signals_are_labelled_and_fitted(load, shell, tmp_path):
+    """A batch reads them of every answer, calibrate fits to them, and the policy judges by them."""
+    pytest.importorskip("sklearn")
+    load('{ model = "near", signals = ["stated_confidence"] }')
+    texts = [f"short {i}" if i % 2 else f"a long question, the {i}th of many" for i in range(80)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+
+    done = shell("batch", "q.jsonl", "a.jsonl", "--model", "near", "--signals")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    labelled = [
+        {**row, "correct": int((row["signals"]["stated_confidence"] > 0.5) != (i < 4))} for i, row in enumerate(rows)
+    ]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    fitted = shell("calibrate", "l.jsonl", "--signal", "stated_confidence", "--out", "p.json")
+
+    assert done.returncode == fitted.returncode == 0, done.stderr + fitted.stderr
+    kept = Policy.load(tmp_path / "p.json").tiers["near"]
+    assert kept.signals == ("stated_confidence",)
+    assert kept.reference.signal == "stated_confidence"
+    assert len(kept.reference.values) == 80
+
+
 async def test_a_plain_config_learns_nothing(load):
     """No bandit, no monitor: no row is written and nothing is looked up."""
     settings = load()
