@@ -228,6 +228,30 @@ class CascadeSettings(_Section):
     embedder: EmbedderName = "static"  # for similar_queries, same_by = "embedding" and routers that embed
 
 
+class WorkerSettings(_Section):
+    """Somebody whom a router of functional tokens may choose."""
+
+    model: str
+    description: str = Field(min_length=1)  # what it is good at, as the choosing model is told
+    label: str | None = None  # one token of the choosing model's tokenizer; None: a letter
+    next: tuple[str, ...] = ()  # workers that may go on with its answer
+    deadline_s: PositiveFloat | None = None
+
+
+class TokenRouterSettings(_Section):
+    """A near model names the worker of each query by a token; a target like a cascade."""
+
+    model: str  # who chooses
+    workers: dict[str, WorkerSettings] = Field(min_length=2)
+    general: str  # the worker that takes what nobody is chosen for with enough certainty
+    style: Literal["described", "trained"] = "described"  # trained: for a model with an adapter for these workers
+    policy: Path | None = None  # made by `nearfar train`
+    abstain_below: float = Field(0.0, ge=0, le=1)  # the likeliest worker's probability
+    rewrite: bool = False  # ask the chosen worker in the words of its trade
+    max_hops: int = Field(1, ge=0, le=10)  # handovers along `next`
+    explore: float = Field(0.0, ge=0, le=1)  # share of queries whose worker is drawn, so that the log can judge others
+
+
 class DecisionSettings(_Section):
     """The decision log."""
 
@@ -357,6 +381,7 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
     embedders: Mapping[str, EmbedderSettings] = field(default_factory=dict)
     embedder_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by embedder
+    routers: Mapping[str, TokenRouterSettings] = field(default_factory=dict)
 
     SECTIONS: ClassVar[Mapping[str, type[_Section]]] = {
         "decisions": DecisionSettings,
@@ -516,7 +541,7 @@ class _Loader:
 
     def load(self) -> Settings:
         tables = self._read()
-        valid = ["models", "cascades", "embedders", *Settings.SECTIONS]
+        valid = ["models", "cascades", "routers", "embedders", *Settings.SECTIONS]
         for name, table in tables.items():
             if name not in valid:
                 raise self._unknown(name, valid, what="section")
@@ -524,7 +549,8 @@ class _Loader:
                 raise self._error(f"{name!r} must be a table: [{name}]", name)
         sections = {name: self._fixed(name, tables.get(name, {})) for name in Settings.SECTIONS}
         models = self._models(tables.get("models"))
-        cascades = self._cascades(tables.get("cascades") or {}, models)
+        routers = self._routers(tables.get("routers") or {}, models)
+        cascades = self._cascades(tables.get("cascades") or {}, models, routers)
         embedders = self._embedders(tables.get("embedders") or {})
         chosen = sections["retrieval"].embedder
         known = ["none", *BUILT_IN_EMBEDDERS, *embedders]
@@ -545,6 +571,7 @@ class _Loader:
             origins=self._origins,
             embedders=embedders,
             embedder_keys=self._embedder_keys,
+            routers=routers,
         )
 
     def _read(self) -> dict[str, Any]:
@@ -692,7 +719,47 @@ class _Loader:
         else:
             self._missing[name] = variable
 
-    def _cascades(self, tables: dict[str, Any], models: Mapping[str, ModelSettings]) -> dict[str, CascadeSettings]:
+    def _routers(self, tables: dict[str, Any], models: Mapping[str, ModelSettings]) -> dict[str, TokenRouterSettings]:
+        routers: dict[str, TokenRouterSettings] = {}
+        known = model_names(models)
+        for name, table in tables.items():
+            where = f"routers.{name}"
+            if not isinstance(table, dict):
+                raise self._error(f"{where} must be a table: [routers.{name}]", name)
+            self._check_name(name)
+            if name in models:
+                raise self._error(f"{name!r} is both a model and a router; rename one", name)
+            self._check_keys(where, table, TokenRouterSettings)
+            for worker, told in (table.get("workers") or {}).items():
+                if not isinstance(told, dict):
+                    raise self._error(f"{where}.workers.{worker} must be a table: [{where}.workers.{worker}]", worker)
+                self._check_keys(f"{where}.workers.{worker}", told, WorkerSettings)
+            values = dict(table)
+            if isinstance(values.get("policy"), str):
+                values["policy"] = self._resolve(values["policy"])
+            router = routers[name] = self._validate(TokenRouterSettings, values, where)
+            for user, model in (("", router.model), *((f".workers.{w}", s.model) for w, s in router.workers.items())):
+                if model not in known:
+                    raise self._error(
+                        f"{where}{user} names the model {model!r}, which is not there{_did_you_mean(model, known)}; "
+                        f"the models are {_listed(known)}",
+                        model,
+                    )
+            if router.general not in router.workers:
+                raise self._error(
+                    f"{where}.general is {router.general!r}, which is no worker"
+                    f"{_did_you_mean(router.general, router.workers)}; the workers are {_listed(router.workers)}",
+                    "general",
+                )
+            self._origins.update({f"{where}.{key}": self._file_name for key in table})
+        return routers
+
+    def _cascades(
+        self,
+        tables: dict[str, Any],
+        models: Mapping[str, ModelSettings],
+        routers: Mapping[str, TokenRouterSettings],
+    ) -> dict[str, CascadeSettings]:
         cascades: dict[str, CascadeSettings] = {}
         for name, table in tables.items():
             where = f"cascades.{name}"
@@ -701,9 +768,11 @@ class _Loader:
             self._check_name(name)
             if name in models:
                 raise self._error(f"{name!r} is both a model and a cascade; rename one", name)
+            if name in routers:
+                raise self._error(f"{name!r} is both a router and a cascade; rename one", name)
             cascades[name] = self._cascade(where, table, models)
             self._origins.update({f"{where}.{key}": self._file_name for key in table})
-        if AUTO not in cascades:
+        if AUTO not in cascades and AUTO not in routers:
             if AUTO in models:
                 raise self._error(
                     f"A model may not be called {AUTO!r}, the name of the default cascade; rename it", AUTO
@@ -933,6 +1002,7 @@ def _compact(value: Any) -> Any:
 def _describe(settings: Settings) -> Iterator[Setting]:
     groups: dict[str, BaseModel] = {f"models.{name}": model for name, model in settings.models.items()}
     groups |= {f"cascades.{name}": cascade for name, cascade in settings.cascades.items()}
+    groups |= {f"routers.{name}": router for name, router in settings.routers.items()}
     groups |= {f"embedders.{name}": embedder for name, embedder in settings.embedders.items()}
     groups |= {name: getattr(settings, name) for name in Settings.SECTIONS}
     for where, section in groups.items():

@@ -655,6 +655,10 @@ class Routing:
     score: float | None = None  # of a router: expected gain of the stronger model
     threshold: float | None = None
     signals: Signals = field(default_factory=dict)  # of the query, which a bandit learns from
+    reason: str = ""  # in words
+    probabilities: Mapping[str, float] = field(default_factory=dict)  # of each worker, as a model named it by a token
+    rewritten: str | None = None  # what the tier is asked in place of the query's last message
+    costs: tuple[SignalCost, ...] = ()  # of the calls that the choice took; part of the decision's cost
 
 
 @dataclass(frozen=True, slots=True)

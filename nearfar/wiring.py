@@ -25,6 +25,7 @@ from nearfar.config import (
     SentenceTransformersSettings,
     Settings,
     TierSettings,
+    TokenRouterSettings,
     placement,
     read_keys,
 )
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from nearfar.retrieval.collection import Collection
     from nearfar.retrieval.library import Library
     from nearfar.retrieval.writing import CollectionWriter
+    from nearfar.router.functional_tokens.chooser import FunctionalTokens
+    from nearfar.router.functional_tokens.graph import WorkerGraph
     from nearfar.router.predictive import PredictiveRouter
     from nearfar.router.sampled_signals import Probe
     from nearfar.serving.gateway.settings import GatewaySettings
@@ -98,6 +101,7 @@ def build(settings: Settings) -> Wired:
             name: _Cascades(name, cascade, settings, models, learning).build()
             for name, cascade in settings.cascades.items()
         }
+        cascades |= {name: _token_router(name, router, models) for name, router in settings.routers.items()}
         outcomes = OutcomeLog(store, log, learning)
         router = Router(cascades, models, log=log, outcomes=outcomes, learning=learning)
         return Wired(settings, store, log, models, cascades, router, budget, learning, outcomes)
@@ -387,6 +391,58 @@ def _price(model: ModelSettings, entry: ModelFacts | None) -> Price | None:
     if given is not None or placement(model) == "near":
         return given or FREE
     return entry.price if entry else None
+
+
+def token_router(name: str, settings: TokenRouterSettings, model: ChatModel) -> FunctionalTokens:
+    """The router of functional tokens that `model` chooses for.
+
+    Raises:
+        ConfigError: its workers make no graph, its policy is for others, or the model gives no log-probabilities.
+        DataError: its policy cannot be read.
+    """
+    from nearfar.router.functional_tokens.chooser import FunctionalTokens
+    from nearfar.router.functional_tokens.policy import TokenPolicy
+
+    return FunctionalTokens(
+        model,
+        worker_graph(settings),
+        name=name,
+        style=settings.style,
+        policy=TokenPolicy.load(settings.policy) if settings.policy else None,
+        abstain_below=settings.abstain_below,
+    )
+
+
+def worker_graph(settings: TokenRouterSettings) -> WorkerGraph:
+    """The router's workers, with a letter each where they have no label of their own.
+
+    Raises:
+        ConfigError: they make no graph.
+    """
+    from nearfar.router.functional_tokens.graph import Worker, WorkerGraph, free_labels
+
+    given = [worker.label for worker in settings.workers.values() if worker.label is not None]
+    free = iter(free_labels(given, len(settings.workers) - len(given)))
+    workers = [
+        Worker(name, told.description, next(free) if told.label is None else told.label, told.next)
+        for name, told in settings.workers.items()
+    ]
+    return WorkerGraph(workers, settings.general)
+
+
+def _token_router(name: str, settings: TokenRouterSettings, models: Mapping[str, ChatModel]) -> Cascade:
+    from nearfar.router.functional_tokens.guide import TokenGuide
+
+    tokens = token_router(name, settings, models[settings.model])
+    return Cascade(
+        tuple(
+            Tier(models[told.model], name=worker, deadline_s=told.deadline_s)
+            for worker, told in settings.workers.items()
+        ),
+        name,
+        policy=tokens.policy.label if tokens.policy else "uncalibrated",
+        guide=TokenGuide(tokens, rewrites=settings.rewrite, max_hops=settings.max_hops, explore=settings.explore),
+    )
 
 
 class _Cascades:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from nearfar.errors import ConfigError
-from nearfar.types import Answer, ChatModel, Message, Query, Routing, Scorer, Signals
+from nearfar.types import Answer, ChatModel, Message, ModelCard, Query, Routing, Scorer, SignalCost, Signals
 
 if TYPE_CHECKING:
     from .sampled_signals import Probe
@@ -28,6 +28,41 @@ class Chooser(Protocol):
     def choose(self, query: Query, tiers: Sequence[Tier]) -> Routing | None:
         """The choice among the tiers that may take the query, in the cascade's order; None: there is none to make."""
         ...
+
+
+class Guide(Protocol):
+    """Asks a model which tier a query is for, and whether another tier should go on with an answer."""
+
+    @property
+    def card(self) -> ModelCard:
+        """The model that is asked."""
+        ...
+
+    @property
+    def fallback(self) -> str:
+        """The tier that answers where the chosen one fails."""
+        ...
+
+    async def choose(self, query: Query, tiers: Sequence[Tier]) -> Routing:
+        """The choice among the tiers that may take the query; where the model fails, a choice all the same."""
+        ...
+
+    def may_go_on(self, tier: Tier, tiers: Sequence[Tier], *, hops: int) -> bool:
+        """Whether one of `tiers` could be told to go on with the answer of `tier`, after so many handovers."""
+        ...
+
+    async def go_on(self, query: Query, answer: Answer, tier: Tier, tiers: Sequence[Tier]) -> Onward:
+        """Who of `tiers` should go on with the answer of `tier`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """Who goes on with an answer; None: it stands."""
+
+    tier: str | None
+    reason: str  # in words
+    cost: SignalCost | None  # None: nothing was asked
 
 
 class Guard(Protocol):
@@ -125,6 +160,7 @@ class Cascade:
     variants: Mapping[str, Cascade] = field(default_factory=dict)  # by policy name, for queries that name a quality
     chooser: Chooser | None = None  # picks the tier to begin at; None: the first
     use: Use = "order"  # what its choice does to the order
+    guide: Guide | None = None  # names the one tier to ask, and the others that may go on with its answer
 
     def __post_init__(self) -> None:
         if not self.tiers:
@@ -144,6 +180,23 @@ def with_draft(query: Query, draft: Answer) -> tuple[Message, ...]:
         f"answer in full without mentioning the draft.\n\n<draft>\n{draft.text}\n</draft>"
     )
     return (*query.messages, Message("user", note))
+
+
+def handed_on(query: Query, answer: Answer) -> tuple[Message, ...]:
+    """The query's messages, with another worker's answer for the next one to go on from."""
+    note = (
+        "Another worker's answer is below; it may be wrong or incomplete. Go on from it, and answer in full without "
+        f"mentioning it.\n\n<answer>\n{answer.text}\n</answer>"
+    )
+    return (*query.messages, Message("user", note))
+
+
+def rewritten(query: Query, text: str) -> tuple[Message, ...]:
+    """The query's messages, the last one of the user in other words."""
+    at = max((i for i, message in enumerate(query.messages) if message.role == "user"), default=None)
+    if at is None:
+        return query.messages
+    return (*query.messages[:at], replace(query.messages[at], content=text), *query.messages[at + 1 :])
 
 
 def continuation(query: Query, begun: str) -> tuple[Message, ...]:

@@ -267,7 +267,10 @@ def redact(decision: Decision, text: Literal["hash", "drop"]) -> Decision:
     sampling["stop"] = hide_all(sampling.get("stop") or [])
     request["sampling"] = sampling
     steps = tuple(replace(step, text=hide(step.text)) for step in decision.steps)
-    return replace(decision, request=request, steps=steps)
+    routing = decision.routing
+    if routing is not None and routing.rewritten is not None:
+        routing = replace(routing, rewritten=hide(routing.rewritten))
+    return replace(decision, request=request, steps=steps, routing=routing)
 
 
 def _where(*conditions: tuple[str, object]) -> tuple[str, Sequence[Any]]:

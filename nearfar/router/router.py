@@ -86,6 +86,19 @@ class Router:
         routing = cascade.chooser.choose(query, [tier for tier in cascade.tiers if tier.name in names])
         return replace(found, routing=routing)
 
+    async def preview(self, query: Query) -> Plan:
+        """The plan, and the choice where a model is asked for it; no tier is.
+
+        Raises:
+            RequestError: no model could take such a query, or it names no model of ours.
+        """
+        found, guide = self.plan(query), self._cascade(query).guide
+        if guide is None or not found.eligible:
+            return found
+        names = {candidate.tier for candidate in found.eligible}
+        tiers = [tier for tier in self._cascade(query).tiers if tier.name in names]
+        return replace(found, routing=await guide.choose(query, tiers))
+
     async def answer(self, query: Query, *, door: str = "python") -> Answer:
         """The answer, with its decision.
 

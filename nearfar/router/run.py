@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -49,10 +49,11 @@ from nearfar.types import (
     Verdict,
 )
 
-from .cascade import Cascade, Chooser, Tier, continuation, with_draft
+from .cascade import Cascade, Chooser, Guide, Onward, Tier, continuation, handed_on, rewritten, with_draft
 from .planning import plan, within_budget
 from .sampled_signals import Probed, probe_all
 from .signals import TOP_LOGPROBS, answer_signals, logprob_signals
+from .time_limit import TimeLimit
 
 #: What the system says when it abstains.
 ABSTENTION = "I don't know."
@@ -126,11 +127,17 @@ class Run:
         self._routing: Routing | None = None
         self._finals: frozenset[str] = frozenset()  # tiers that are the best of those left, though not the last of them
         self._fallbacks: frozenset[str] = frozenset()  # tiers that a routing passed over, in case that the others fail
+        self._queue: list[Tier] = []  # the tiers in order; a guide may change those to come
+        self._eligible: list[Tier] = []  # the tiers that a guide may name
+        self._handed_on: str | None = None  # the tier that goes on with the latest answer
+        self._hops = 0  # handovers so far
 
     async def answer(self) -> Answer:
         """The whole answer; the decision is written before it is given."""
         try:
-            tiers = self._plan()
+            tiers = self._queue = self._plan()
+            if self._cascade.guide is not None and tiers:
+                tiers = self._queue = await self._guided(self._cascade.guide, tiers)
             for i, tier in enumerate(tiers):
                 if self._must_stop(tier):
                     break
@@ -146,13 +153,15 @@ class Run:
         """The answer as a stream; the decision is written before the last event."""
         answer: Answer | None = None
         try:
-            tiers = self._plan()
+            tiers = self._queue = self._plan()
+            if self._cascade.guide is not None and tiers:
+                tiers = self._queue = await self._guided(self._cascade.guide, tiers)
             for i, tier in enumerate(tiers):
                 if self._must_stop(tier):
                     break
                 later = tiers[i + 1 :]
                 is_last = not later or tier.name in self._finals
-                if self._may_stream(tier, is_last):
+                if self._may_stream(tier, is_last) and not self._may_hand_on(tier):
                     query = self._prepared(tier)
                     if query is None:
                         continue
@@ -196,6 +205,62 @@ class Run:
         self._fallbacks = frozenset(tier.name for tier in earlier)
         return [*chosen, *earlier]
 
+    async def _guided(self, guide: Guide, tiers: list[Tier]) -> list[Tier]:
+        """The tier that a model named, and the others in case that it fails."""
+        started = time.perf_counter()
+        self._eligible = tiers
+        limit = TimeLimit(None if self._deadline is None else self._deadline - started)
+        try:
+            with limit:
+                routing = await guide.choose(self._query, tiers)
+        except TimeoutError:
+            return tiers  # the deadline has passed, which stops the first of them
+        finally:
+            limit.close()
+            self._latency_s["choose"] = time.perf_counter() - started
+        self._routing = routing
+        self._note_asked(guide, routing.costs)
+        for tier in tiers:
+            if tier.name not in (routing.tier, guide.fallback):
+                p = routing.probabilities.get(tier.name)
+                self._drop(tier, "routing: " + ("not chosen" if p is None else f"probability {p:.3f}"), None)
+        kept = [tier for name in (routing.tier, guide.fallback) for tier in tiers if tier.name == name]
+        self._finals = frozenset([routing.tier])
+        self._fallbacks = frozenset([guide.fallback]) - self._finals
+        return list(dict.fromkeys(kept))
+
+    def _note_asked(self, guide: Guide, costs: Iterable[SignalCost]) -> None:
+        """Records what a guide's calls have sent to a far model."""
+        if guide.card.placement == "far" and not guide.card.is_recording:
+            self._departures += [_departure(guide.card, self._query)] * sum(cost.calls for cost in costs)
+
+    def _hand_on(self, tier: Tier, name: str) -> None:
+        """Makes the tier of this name the next one after `tier`, and the last."""
+        self._handed_on, self._hops = name, self._hops + 1
+        self._queue[self._queue.index(tier) + 1 :] = [each for each in self._eligible if each.name == name]
+        self._candidates = tuple(
+            replace(c, is_eligible=True, reason="", param=None) if c.tier == name else c for c in self._candidates
+        )
+
+    def _may_hand_on(self, tier: Tier) -> bool:
+        guide = self._cascade.guide
+        return guide is not None and guide.may_go_on(tier, self._untried(tier), hops=self._hops)
+
+    def _untried(self, tier: Tier) -> list[Tier]:
+        tried = {tier.name, *(step.tier for step in self._steps)}
+        return [each for each in self._eligible if each.name not in tried]
+
+    async def _onward(self, guide: Guide, tier: Tier, answer: Answer) -> Onward:
+        """Who goes on with the answer; nobody where the time is up."""
+        limit = TimeLimit(self._time_left(tier))
+        try:
+            with limit:
+                return await guide.go_on(self._query, answer, tier, self._untried(tier))
+        except TimeoutError:
+            return Onward(None, "no time was left to ask who goes on", None)
+        finally:
+            limit.close()
+
     async def _note_end_by(self, exc: BaseException) -> None:
         """Records a run that ended without an answer."""
         if isinstance(exc, NearfarError):
@@ -216,10 +281,15 @@ class Run:
         query, card = self._query, tier.model.card
         if messages is None and tier.wants_draft and self._best is not None and self._best.text:
             messages = with_draft(query, self._best)
+        routing = self._routing
+        if messages is None and self._handed_on == tier.name and self._best is not None:
+            messages = handed_on(query, self._best)
+        elif messages is None and routing is not None and routing.rewritten is not None and routing.tier == tier.name:
+            messages = rewritten(query, routing.rewritten)
         if messages is not None:
             query = replace(query, prompt=messages)
         if query.budget_usd is not None:
-            spent = _total_cost(self._steps)
+            spent = self._spent()
             paid = (
                 "what was spent is unknown" if spent is None else within_budget(query, card, query.budget_usd - spent)
             )
@@ -248,6 +318,15 @@ class Run:
             return None
         probed = await self._probe(tier, answer, is_last=is_last) if tier.probes else None
         judgement = self._judge(tier, answer, is_last=is_last, found=probed.signals if probed else None)
+        guide = self._cascade.guide
+        if guide is not None and judgement.verdict == "accepted" and self._may_hand_on(tier):
+            onward = await self._onward(guide, tier, answer)
+            if onward.cost is not None:
+                self._note_asked(guide, [onward.cost])
+                probed = replace(probed or Probed(), costs=(*(probed.costs if probed else ()), onward.cost))
+            if onward.tier is not None:
+                judgement = replace(judgement, verdict="deferred", reason=onward.reason)
+                self._hand_on(tier, onward.tier)
         self._note(judgement, answer, probed)
         if tier.guard is not None:
             tier.guard.see(judgement.signals)
@@ -267,7 +346,7 @@ class Run:
             return None
         left_usd = None
         if query.budget_usd is not None:
-            spent = _total_cost(self._steps)
+            spent = self._spent()
             is_known = spent is not None and answer.cost_usd is not None
             left_usd = query.budget_usd - (spent or 0.0) - (answer.cost_usd or 0.0) if is_known else 0.0
         limits = [self._deadline, None if tier.deadline_s is None else current.started + tier.deadline_s]
@@ -496,6 +575,16 @@ class Run:
 
     # --- what happened -----------------------------------------------------------------------------------------------
 
+    def _spent(self) -> float | None:
+        """What the steps and the choice before them cost, in US dollars; None: unknown."""
+        costs = self._routing.costs if self._routing is not None else ()
+        return _total_cost([*costs, *self._steps] if costs else self._steps)
+
+    def _is_estimated(self) -> bool:
+        """Whether any of that is an estimate."""
+        costs = self._routing.costs if self._routing is not None else ()
+        return any(step.is_cost_estimated for step in self._steps) or any(cost.is_cost_estimated for cost in costs)
+
     def _drop(self, tier: Tier, reason: str, param: str | None) -> None:
         self._candidates = tuple(
             replace(c, is_eligible=False, reason=reason, param=param) if c.tier == tier.name and c.is_eligible else c
@@ -712,8 +801,8 @@ class Run:
             self._candidates,
             tuple(self._steps),
             tuple(self._departures),
-            _total_cost(self._steps),
-            any(each.is_cost_estimated for each in self._steps),
+            self._spent(),
+            self._is_estimated(),
             self._latency_s,
             msgspec.to_builtins(self._query),
             error,
@@ -759,12 +848,12 @@ def _trim(logprobs: tuple[TokenLogprob, ...], keep: int | None) -> tuple[TokenLo
     return tuple(replace(token, top=token.top[:keep]) for token in logprobs)
 
 
-def _total_cost(steps: list[Step]) -> float | None:
+def _total_cost(parts: Iterable[Step | SignalCost]) -> float | None:
     total = 0.0
-    for step in steps:
-        if step.cost_usd is None:
+    for part in parts:
+        if part.cost_usd is None:
             return None
-        total += step.cost_usd
+        total += part.cost_usd
     return total
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nearfar.errors import ConfigError, NearfarError
+from nearfar.router.cascade import Onward
 from nearfar.types import (
     Answer,
     ChatModel,
@@ -155,28 +156,31 @@ class FunctionalTokens:
         cost = _cost("choice", answer, time.perf_counter() - started)
         return self._decided(shares, allowed, cost)
 
-    async def go_on(self, text: str, answer: str, worker: str, *, among: Collection[str]) -> Choice | None:
-        """The successor that should go on with the worker's answer; None: the answer stands as it is.
+    async def go_on(self, text: str, answer: str, worker: str, *, among: Collection[str]) -> Onward:
+        """The successor that should go on with the worker's answer.
 
         The answer stands unless going on is likelier than not, and where the model failed.
         """
         successors = [each for each in self.graph.successors(worker) if each.name in among]
         if not successors:
-            return None
+            return Onward(None, f"{worker!r} hands on to nobody who may take it", None)
         stop = free_labels([each.label for each in successors], 1)[0]
         labels = [*(each.label for each in successors), stop]
         started = time.perf_counter()
         try:
             found, said = await self._ask(hop_prompt(successors, stop, text, answer), labels)
-        except NearfarError:
-            return None
+        except NearfarError as exc:
+            spent = time.perf_counter() - started
+            cost = SignalCost("hop", 1, None, None, latency_s=spent, missing=str(exc))
+            return Onward(None, f"asking who goes on failed: {exc}", cost)
+        cost = _cost("hop", said, time.perf_counter() - started)
         shares = distribution(found)
-        if shares.probabilities.get(stop, 0.0) >= 0.5 or shares.best in (None, stop) or shares.doubt is not None:
-            return None
-        chosen = next(each for each in successors if each.label == shares.best)
-        named = {each.name: shares.probabilities.get(each.label, 0.0) for each in successors}
-        reason = f"{chosen.name!r} goes on, probability {named[chosen.name]:.3f}"
-        return Choice(chosen.name, named, reason, _cost("hop", said, time.perf_counter() - started))
+        stays = shares.probabilities.get(stop, shares.at_most.get(stop, 1.0))
+        best = max(successors, key=lambda each: shares.probabilities.get(each.label, 0.0))
+        if stays >= 0.5 or shares.doubt is not None or shares.best is None:
+            return Onward(None, f"the answer is complete with probability {stays:.3f}", cost)
+        p = shares.probabilities.get(best.label, 0.0)
+        return Onward(best.name, f"handed on to {best.name!r}, probability {p:.3f}", cost)
 
     async def rewrite(self, text: str, worker: str) -> Rewrite:
         """`text` in the words of the worker's trade."""

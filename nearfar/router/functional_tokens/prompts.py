@@ -61,11 +61,6 @@ def rewrite_prompt(worker: Worker, text: str) -> tuple[Message, ...]:
     )
 
 
-def handed_on(text: str, answer: str) -> str:
-    """What the next worker is asked after another has answered."""
-    return f"{text}\n\nAnother worker's answer so far, which may be wrong or incomplete:\n{answer}"
-
-
 def excerpt(text: str) -> str:
     """The text's beginning and end, where it is longer than both."""
     if len(text) <= HEAD + TAIL:
