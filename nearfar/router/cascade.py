@@ -25,6 +25,11 @@ Use: TypeAlias = Literal["order", "skip", "pick"]
 class Chooser(Protocol):
     """Picks the tier that a query begins at."""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether a choice takes more than about a millisecond, so that an event loop should not wait for it."""
+        ...
+
     def choose(self, query: Query, tiers: Sequence[Tier]) -> Routing | None:
         """The choice among the tiers that may take the query, in the cascade's order; None: there is none to make."""
         ...

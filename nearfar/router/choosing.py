@@ -59,6 +59,11 @@ class PredictiveChoice:
         self._explore = explore
         self._draw = draw or random.Random()  # noqa: S311 - a coin, no secret
 
+    @property
+    def is_slow(self) -> bool:
+        """Where the router embeds the text."""
+        return self._router.is_embedding_based
+
     def choose(self, query: Query, tiers: Sequence[Tier]) -> Routing | None:
         """The choice; None where one of the two tiers may not take the query."""
         names = {tier.name for tier in tiers}
@@ -92,6 +97,8 @@ class BanditChoice:
         self._live = live
         self._learning = learning
         self._draw = draw or random.Random()  # noqa: S311 - a draw, no secret
+
+    is_slow = False
 
     def choose(self, query: Query, tiers: Sequence[Tier]) -> Routing | None:
         """The choice; None where one tier alone may take the query."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -57,7 +58,7 @@ class SimilarVectors:
 
     async def groups(self, question: str, texts: Sequence[str], ask: Ask) -> list[int]:
         """The group of each text: that of the first group whose first member is close enough, or a new one."""
-        vectors = self._embedder.embed(list(texts))
+        vectors = await asyncio.to_thread(self._embedder.embed, list(texts))
         found: list[int] = []
         firsts: list[int] = []
         for i, vector in enumerate(vectors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from math import log1p
@@ -83,7 +84,10 @@ class PredictedGain:
 
     async def read(self, query: Query, answer: Answer, model: ChatModel, meter: Meter) -> dict[str, float]:
         """Always there."""
-        return {"predicted_gain": self._router.predict([RoutingQuery(query.text)])[0]}
+        asked = [RoutingQuery(query.text)]
+        is_slow = self._router.is_embedding_based
+        found = await asyncio.to_thread(self._router.predict, asked) if is_slow else self._router.predict(asked)
+        return {"predicted_gain": found[0]}
 
 
 class SimilarQueries:
@@ -138,7 +142,8 @@ class SimilarQueries:
 
     async def read(self, query: Query, answer: Answer, model: ChatModel, meter: Meter) -> dict[str, float]:
         """The cosine to the nearest labelled query, and the mean outcome of the nearest ten, weighted by cosine."""
-        cosines = self._vectors @ self._embedder.embed([query.text])[0]
+        vectors = await asyncio.to_thread(self._embedder.embed, [query.text])
+        cosines = self._vectors @ vectors[0]
         found = {"query_similarity": float(cosines.max())}
         if self._correct is not None:
             nearest: list[Any] = cosines.argsort()[::-1][:_NUM_NEIGHBOURS].tolist()

@@ -274,7 +274,7 @@ class StatedConfidence:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What the probes of one answer found, and what they took."""
+    """What the probes of one answer found, and what those took that make calls."""
 
     signals: dict[str, float] = field(default_factory=dict)
     costs: tuple[SignalCost, ...] = ()
@@ -322,7 +322,8 @@ async def probe_all(
             missing = "time: none was left"
         except (BudgetExceeded, RequestError, UpstreamError) as exc:
             missing = str(exc)
-        costs.append(meter.cost(probe.name, missing))
+        if probe.num_calls:
+            costs.append(meter.cost(probe.name, missing))
         sent += meter.sent
         if left_usd is not None:
             spent = meter.spent_usd
