@@ -33,6 +33,7 @@ from .llama_engine import Choice, Engine, EngineRequest, WireUsage
 from .tool_prompt import CallReader, is_forced, offered_tools, shape_of, template_messages
 
 _MAX_TOP_LOGPROBS: Final = 20
+_CHOICE_BIAS: Final = 100.0  # on the logits of choices, so that no other token has a share that a float could show
 _MAX_SEED: Final = 2**32 - 1  # llama.cpp takes this one for "random"
 
 
@@ -236,7 +237,15 @@ class LlamaCppModel:
         if sampling.logprobs:
             options |= {"logprobs": True, "top_logprobs": max(1, sampling.top_logprobs or 0)}
         if sampling.logprobs and (choices := _choices(query)):
-            options |= {"top_logprobs": len(choices), "post_sampling_probs": True, "samplers": []}
+            # llama.cpp applies a grammar only once a token was drawn that breaks it; until then the bias does its work,
+            # which is the same for every choice and leaves their ratios as they are.
+            bias = [*options.get("logit_bias", ()), *([choice, _CHOICE_BIAS] for choice in choices)]
+            options |= {
+                "logit_bias": bias,
+                "top_logprobs": len(choices),
+                "post_sampling_probs": True,
+                "samplers": [],
+            }
         return {key: value for key, value in options.items() if value is not None}
 
     # --- the answer --------------------------------------------------------------------------------------------------

@@ -47,6 +47,23 @@ async def test_every_choice_has_a_probability_and_they_sum_to_one(embedded: Llam
     assert answer.usage.completion_tokens == 1
 
 
+async def test_a_choice_that_the_model_would_make_unasked_shows_the_others(embedded: LlamaCppModel) -> None:
+    """llama.cpp skips the grammar where the first draw fits it; the other choices have their numbers all the same."""
+    told = Query(
+        "Say exactly this and nothing else: A",
+        response_format=ResponseFormat("choice", choices=LETTERS),
+        sampling=SamplingOptions(max_tokens=1, logprobs=True),
+    )
+
+    found = [(await embedded.complete(told)).logprobs for _ in range(8)]
+
+    first = dict(found[0][0].top) if found[0] else {}
+    assert set(first) == set(LETTERS)
+    for logprobs in found:
+        assert logprobs is not None
+        assert dict(logprobs[0].top) == pytest.approx(first, abs=0.1)  # a cached prompt differs in the last bits
+
+
 async def test_more_choices_than_the_wire_shows_alternatives(embedded: LlamaCppModel) -> None:
     """Thirty choices all have theirs, though a query may ask for twenty alternatives at most."""
     choices = [chr(ord("A") + i) for i in range(26)] + ["1", "2", "3", "4"]
