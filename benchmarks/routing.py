@@ -1,13 +1,16 @@
 """Routers on recorded outcomes of real models, beside dull baselines, with intervals.
 
-    python benchmarks/routing.py predictive [--table routellm_mmlu|routellm_gsm8k] [--fast]
-    python benchmarks/routing.py cascades | logs | latency | parity | curve
+    python benchmarks/routing.py predictive [--table routellm_mmlu|routellm_gsm8k]
+    python benchmarks/routing.py cascades | logs | latency | parity | curve | vectors
 
 `predictive` fits every router in five folds, grouped by question, and scores the pooled out-of-fold predictions;
 `cascades` does so for routers that also read the near answer's signals; `logs` sends the least sure quarter of a log
 classifier's answers to a recorded model; `latency` times one decision; `parity` compares our figures with another
 implementation's (`$NEARFAR_REFERENCE_EVALUATION`, a Python file, needs numpy and pandas); `curve` is the learning
-curve of the default. Features come from the query's text and the near answer alone.
+curve of the default; `vectors` embeds the tables' texts by MiniLM into --keep. Features come from the query's text and
+the near answer alone. MiniLM is among the embedders where its extra is installed, or where --keep has its vectors.
+With --keep FOLDER the vectors and the routers' scores stay in that folder, by the code that made them, and a run that
+was cut off goes on; `--router NAME` makes only that router's scores there.
 
 Writes results/routing_<part>.json. The data folder is $NEARFAR_DATA unless told; where it is missing nothing runs.
 """
@@ -16,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -29,10 +34,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from provenance import data_folder, provenance, save
 
-from nearfar.retrieval.embedders import Remembered, StaticEmbedder
+from nearfar.retrieval.embedders import MiniLM, Remembered, StaticEmbedder, is_minilm_installed
 from nearfar.router.predictive import RoutingExample, RoutingQuery, make
 from nearfar.router.predictive.blend import out_of_fold
 from nearfar.router.predictive.fitting import fold_numbers
@@ -45,6 +51,7 @@ from nearfar.router.routing_evaluation import (
     routing_metrics,
 )
 from nearfar.router.routing_table import RoutedQuery, load_routed
+from nearfar.types import Embedder
 
 MIXTRAL, GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
 PAIRS = {"routellm_mmlu": (MIXTRAL, GPT4), "routellm_gsm8k": (MIXTRAL, GPT4)}
@@ -119,20 +126,80 @@ def baselines(examples: Sequence[RoutingExample]) -> Scores:
     }
 
 
-def predictive(table: str, *, fast: bool) -> dict[str, Any]:
-    """Every router on one table."""
+class Keeper:
+    """Vectors and scores in a folder, so that a run that was cut off goes on; without a folder, nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        code = hashlib.sha256()
+        for path in sorted((Path(inspect.getfile(make)).parent).glob("*.py")):
+            code.update(path.read_bytes())
+        self._code = code.hexdigest()[:12]
+
+    def scores(self, table: str, name: str, score: Callable[[], list[float]]) -> list[float]:
+        """What `score` gives, or gave when this code was run before."""
+        if self.folder is None:
+            return score()
+        path = self.folder / f"{table} {name} {self._code}.json"
+        if not path.exists():
+            found = score()
+            path.write_text(json.dumps(found))
+        kept: list[float] = json.loads(path.read_text())
+        return kept
+
+    def minilm(self) -> Embedder | None:
+        """MiniLM with the vectors that are kept; None where it is not installed and nothing is kept."""
+        path = self.folder / "minilm.npz" if self.folder else None
+        if path is not None and path.exists():
+            return Kept(path)
+        return Remembered(MiniLM()) if is_minilm_installed() else None
+
+
+class Kept:
+    """An embedder's vectors from a file, by text; a text that it has not is an error."""
+
+    def __init__(self, path: Path) -> None:
+        kept = np.load(path)
+        self.name = str(kept["name"])
+        self._vectors = dict(zip(kept["texts"].tolist(), kept["vectors"], strict=True))
+        self.dim = len(kept["vectors"][0])
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """One row per text."""
+        return np.array([self._vectors[hashlib.sha256(text.encode()).hexdigest()] for text in texts], np.float32)
+
+    embed_queries = embed
+
+
+def keep_vectors(path: Path, tables: Sequence[str]) -> None:
+    """Embeds the tables' texts by MiniLM into a file that `Kept` reads."""
+    embedder, texts = MiniLM(), {}
+    for table in tables:
+        column = pq.read_table(DATA / "router" / f"{table}.parquet", columns=["query"])["query"]
+        texts |= {hashlib.sha256(text.encode()).hexdigest(): text for text in column.to_pylist() if text}
+    vectors = embedder.embed(list(texts.values()))
+    np.savez(path, name=embedder.name, texts=np.array(list(texts)), vectors=vectors)
+
+
+def predictive(table: str, keeper: Keeper, only: str | None) -> dict[str, Any] | None:
+    """Every router on one table; None where only one router's scores were made."""
     weak, strong = PAIRS[table]
     examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
-    scores = baselines(examples)
-    scores["auto"] = out_of_fold(make("auto"), examples, NUM_FOLDS)
-    for name in ("tfidf-ridge", "forest", *(() if fast else ("ridge", "logistic", "boosting"))):
-        scores[name] = out_of_fold(make(name), examples, NUM_FOLDS)
-    if fast:
-        return measured(table, weak, strong, examples, scores)
-    embedder = Remembered(StaticEmbedder())
-    for name in ("ridge", "logistic", "knn", "sw-ranking", "matrix-factorization"):
-        scores[f"{name} (static)"] = out_of_fold(make(name, embedder=embedder), examples, NUM_FOLDS)
-    return measured(table, weak, strong, examples, scores)
+    routers: dict[str, tuple[str, Embedder | None]] = {
+        name: (name, None) for name in ("auto", "tfidf-ridge", "forest", "ridge", "logistic", "boosting")
+    }
+    for shown, embedder in (("static", Remembered(StaticEmbedder())), ("MiniLM", keeper.minilm())):
+        if embedder is not None:
+            for name in ("auto", "ridge", "logistic", "knn", "sw-ranking", "matrix-factorization"):
+                routers[f"{name} ({shown})"] = (name, embedder)
+    if only is not None and only not in routers:
+        raise SystemExit(f"No router {only!r}; there are {', '.join(map(repr, routers))}.")
+    scores = {} if only else baselines(examples)
+    for shown, (name, embedder) in routers.items():
+        if only in (None, shown):
+            router = make(name, embedder=embedder)
+            scores[shown] = keeper.scores(table, shown, lambda r=router: out_of_fold(r, examples, NUM_FOLDS))
+    return measured(table, weak, strong, examples, scores) if only is None else None
 
 
 def measured(table: str, weak: str, strong: str, examples: Sequence[RoutingExample], scores: Scores) -> dict[str, Any]:
@@ -169,7 +236,9 @@ def curve(table: str) -> dict[str, Any]:
     return {"table": table, "router": "auto", "points": points}
 
 
-def cascade(spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str] | None) -> dict[str, Any]:
+def cascade(
+    spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str] | None, keeper: Keeper
+) -> dict[str, Any]:
     """Routers that judge the near answer, beside its signals alone."""
     table, weak, strong, signals = spec
     rows = load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong, signals=signals)
@@ -177,8 +246,12 @@ def cascade(spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str
     scores = baselines(examples)
     for name in signals:
         scores[f"{name} alone"] = [-each.signals.get(name, math.nan) for each in examples]
-    scores["auto (text alone)"] = out_of_fold(make("auto"), examples, NUM_FOLDS)
-    scores["hybrid"] = out_of_fold(make("hybrid", signals=signals), examples, NUM_FOLDS)
+    made = {"auto (text alone)": make("auto"), "hybrid": make("hybrid", signals=signals)}
+    minilm = keeper.minilm()
+    if minilm is not None and texts is None:
+        made["hybrid (MiniLM)"] = make("hybrid", signals=signals, embedder=minilm)
+    for name, router in made.items():
+        scores[name] = keeper.scores(table, name, lambda r=router: out_of_fold(r, examples, NUM_FOLDS))
     return {
         "table": table,
         "weak": weak,
@@ -211,10 +284,12 @@ def parsed(text: str, labels: Sequence[str]) -> str | None:
 def logs() -> dict[str, Any]:
     """A small classifier of log lines near, recorded gpt-3.5-turbo far, the least sure quarter sent on.
 
-    The classifier learns from all vendors' training lines, its own vendor's counting three times. What is sent on gets
-    the label with the largest sum of log-odds: the classifier's probability and the recorded model's vote, whose
-    reliability is estimated on the other four of five folds of the lines sent on (naive Bayes). "replaced" takes the
-    recorded model's label as it is.
+    The classifier learns from all vendors' lines, its own vendor's counting three times. The recorded answer is
+    that of the prompt with the likest past mistakes of a small model (error cases) where the paper recorded one, which
+    it did for the lines that it routed, else that of the plain prompt; "plain" takes the plain one always. Where it and
+    the classifier disagree, a logistic regression on the gap between the classifier's log-probabilities of the two
+    labels, fitted to the other four of five folds of the lines sent on, says whom to follow. "replaced" follows the
+    plain prompt's answer blindly.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -240,8 +315,14 @@ def logs() -> dict[str, Any]:
             probabilities = model.predict_proba(features.transform([log_text(each) for each in test]))
             rows.append(log_cascade(task, system, test, [str(each) for each in model.classes_], probabilities.tolist()))
             print(rows[-1], flush=True)
-    full = [row["cascade"] for row in rows if row["task"] == "lp" and row["num_recorded"] == row["n"]]
-    return {"rows": rows, "log_level_mean_full_recordings": statistics.fmean(full)}
+    levels = [row for row in rows if row["task"] == "lp" and row["num_recorded"] == row["n"]]
+    return {
+        "rows": rows,
+        "log_level_mean_full_recordings": {
+            name: statistics.fmean(row[name] for row in levels)
+            for name in ("small_alone", "cascade", "cascade_plain", "cascade_replaced")
+        },
+    }
 
 
 def log_text(line: Mapping[str, Any]) -> str:
@@ -258,19 +339,13 @@ def log_cascade(
     near = [classes[row.index(max(row))] == label for row, label in zip(probabilities, gold, strict=True)]
     order = sorted((i for i in range(len(test)) if test[i]["llm_icl"] is not None), key=lambda i: max(probabilities[i]))
     sent = order[: len(test) // 4]
-    votes = {i: parsed(test[i]["llm_icl"], classes) for i in sent}
-    folds = dict(zip(sent, fold_numbers([RoutingQuery(test[i]["text"]) for i in sent], NUM_FOLDS), strict=True))
-    joined, replaced = list(near), list(near)
-    for i in sent:
-        others = [j for j in sent if folds[j] != folds[i]]
-        reliability = (sum(votes[j] == gold[j] for j in others) + 1) / (len(others) + 2)
-        num_likely = max(2, sum(p > 0.02 for p in probabilities[i]))
-        odds = {label: math.log(max(p, 1e-4)) for label, p in zip(classes, probabilities[i], strict=True)}
-        vote = votes[i]
-        if vote is not None:
-            odds[vote] += math.log(reliability * (num_likely - 1) / (1 - reliability))
-        joined[i] = max(odds, key=odds.__getitem__) == gold[i]
-        replaced[i] = vote == gold[i]
+    plain = {i: parsed(test[i]["llm_icl"], classes) for i in sent}
+    shown = {i: parsed(test[i]["llm_ecr"], classes) for i in sent if test[i].get("llm_ecr")}
+    both = [i for i in sent if shown.get(i) is not None]
+    votes = {i: shown.get(i) or plain[i] for i in sent}
+    joined = [right == label for right, label in zip(judged(test, classes, probabilities, votes), gold, strict=True)]
+    by_plain = [right == label for right, label in zip(judged(test, classes, probabilities, plain), gold, strict=True)]
+    replaced = [plain[i] == gold[i] if i in plain else near[i] for i in range(len(test))]
     paired = [float(after) - float(before) for before, after in zip(near, joined, strict=True)]
     return {
         "task": task,
@@ -280,12 +355,51 @@ def log_cascade(
         "sent": len(sent) / len(test),
         "small_alone": statistics.fmean(near),
         "cascade": statistics.fmean(joined),
+        "cascade_plain": statistics.fmean(by_plain),
         "cascade_replaced": statistics.fmean(replaced),
         "difference": statistics.fmean(paired),
         "difference_se": statistics.pstdev(paired) / math.sqrt(len(paired)),
         "small_on_sent": statistics.fmean(near[i] for i in sent),
-        "llm_on_sent": statistics.fmean(votes[i] == gold[i] for i in sent),
+        "plain_on_sent": statistics.fmean(plain[i] == gold[i] for i in sent),
+        "num_with_error_cases": len(both),
+        "error_cases_where_recorded": statistics.fmean(shown[i] == gold[i] for i in both),
+        "plain_where_error_cases_recorded": statistics.fmean(plain[i] == gold[i] for i in both),
     }
+
+
+def judged(
+    test: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    probabilities: list[list[float]],
+    votes: Mapping[int, str | None],
+) -> list[str]:
+    """The label of each line: the classifier's, or that of the recorded vote where it is likelier to be right."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = [classes[row.index(max(row))] for row in probabilities]
+    folds = dict(zip(votes, fold_numbers([RoutingQuery(test[i]["text"]) for i in votes], NUM_FOLDS), strict=True))
+    gaps = {
+        i: math.log(max(max(probabilities[i]), 1e-4) / max(probabilities[i][classes.index(vote)], 1e-4))
+        for i, vote in votes.items()
+        if vote is not None and vote != found[i]
+    }
+    chosen = list(found)
+    for fold in range(NUM_FOLDS):
+        # A line on which both are wrong says nothing about whom to follow.
+        others = [i for i in gaps if folds[i] != fold and str(test[i]["gold"]) in (votes[i], found[i])]
+        is_vote_right = [votes[i] == str(test[i]["gold"]) for i in others]
+        inside = [i for i in gaps if folds[i] == fold]
+        if not inside:
+            continue
+        if len(set(is_vote_right)) < 2:
+            follows = [bool(is_vote_right and is_vote_right[0])] * len(inside)
+        else:
+            model = LogisticRegression().fit([[gaps[i]] for i in others], is_vote_right)
+            follows = model.predict([[gaps[i]] for i in inside]).tolist()
+        for i, is_followed in zip(inside, follows, strict=True):
+            if is_followed:
+                chosen[i] = votes[i] or found[i]
+    return chosen
 
 
 # --- latency, parity -------------------------------------------------------------------------------------------------
@@ -371,23 +485,30 @@ def parity() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["predictive", "cascades", "logs", "latency", "parity", "curve"])
+    parser.add_argument("part", choices=["predictive", "cascades", "logs", "latency", "parity", "curve", "vectors"])
     parser.add_argument("--table", choices=list(PAIRS))
-    parser.add_argument("--fast", action="store_true", help="the default and its members alone")
+    parser.add_argument("--router", help="make only this router's scores, and keep them")
+    parser.add_argument("--keep", type=Path, help="a folder for vectors and scores")
     options = parser.parse_args()
+    if options.router and not options.keep:
+        parser.error("--router needs --keep")
+    keeper = Keeper(options.keep)
     tables = [options.table] if options.table else list(PAIRS)
     head = provenance(f"python benchmarks/routing.py {' '.join(sys.argv[1:])}", PACKAGES)
     start = time.perf_counter()
+    if options.part == "vectors":
+        keep_vectors(options.keep / "minilm.npz", tables)
+        return
     if options.part == "cascades":
         questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
         texts = dict(zip(questions["query_id"].to_pylist(), questions["query"].to_pylist(), strict=True))
-        found: Any = {"tables": [cascade(LLAMA, None), cascade(MMLU_PRO, texts)]}
+        found: Any = {"tables": [cascade(LLAMA, None, keeper), cascade(MMLU_PRO, texts, keeper)]}
     elif options.part in ("predictive", "curve"):
-        run = (lambda table: predictive(table, fast=options.fast)) if options.part == "predictive" else curve
         for table in tables:
             started = time.perf_counter()
-            found = {**head, **run(table), "took_s": time.perf_counter() - started}
-            save(found, f"routing_{options.part}_{table}")
+            figures = predictive(table, keeper, options.router) if options.part == "predictive" else curve(table)
+            if figures is not None:
+                save({**head, **figures, "took_s": time.perf_counter() - started}, f"routing_{options.part}_{table}")
         return
     else:
         found = {"logs": logs, "latency": latency, "parity": parity}[options.part]()

@@ -84,6 +84,7 @@ def test_a_signal_is_measured_as_it_is(table):
         (("--router", "knn"), "--embedder"),
         (("--signal", "nothing"), "no column 'nothing'"),
         (("--router", "auto", "--dataset", "z"), "'z'"),
+        (("--router", "auto", "--embedder", "nonsense"), "'nonsense'"),
         (("--signal", "sure", "--train", "x.csv"), "--train"),
     ],
 )
@@ -95,3 +96,36 @@ def test_misuse_is_told_in_one_line(table, arguments, words):
     assert out == ""
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_an_embedder_is_named_or_left_out(table):
+    """What embedded the texts is said; none is none."""
+    pytest.importorskip("wordllama", reason="wordllama is not installed")
+
+    _, embedded, _ = nearfar(table, *MODELS, "--router", "auto", "--embedder", "static")
+    _, plain, _ = nearfar(table, *MODELS, "--router", "auto", "--embedder", "none")
+
+    assert "embedded by wordllama" in embedded
+    assert "embedded" not in plain
+    assert "auto on 80 queries" in plain
+
+
+def test_held_out_questions_are_scored_by_what_others_taught(tmp_path):
+    """A question of the table that is also in the training table is left out of the training, which is said."""
+    rows = [
+        f"{i},{text},{model},{score}"
+        for i in range(60)
+        for text in [f"{'prove the theorem' if i % 3 == 0 else 'name the river'} {'abcdefghij'[i % 10]}{i // 10}"]
+        for model, score in (("small", int(i % 3 > 0)), ("large", int(i % 7 > 0)))
+    ]
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("\n".join(["query_id,query,model,correct", *rows[:90]]))
+    test.write_text("\n".join(["query_id,query,model,correct", *rows[86:]]))
+
+    code, out, err = nearfar(test, *MODELS, "--router", "auto", "--train", train, "--json", "--embedder", "none")
+
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["n"] == 17
+    assert found["how"] == "fitted on 43 other queries"
+    assert found["notes"][0].startswith("2 training queries are also in the table")

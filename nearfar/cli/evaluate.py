@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from nearfar.router.predictive import PredictiveRouter
     from nearfar.router.routing_report import Figures, RoutingReport, Scored
     from nearfar.types import Embedder
+
+#: Queries up to which `auto` embeds them with MiniLM by itself: vectors trained on other texts help where labels are
+#: few, and little where there are ten times as many (benchmarks/routing.py); on two cores so many take about a minute.
+_FEW_QUERIES = 3000
 
 
 def evaluate(
@@ -43,7 +48,12 @@ def evaluate(
         Path | None, typer.Option("--questions", help="Texts by `query_id`, where TABLE has none.")
     ] = None,
     embedder: Annotated[
-        str | None, typer.Option("--embedder", help="static or minilm, for routers that embed.")
+        str | None,
+        typer.Option(
+            "--embedder",
+            help="static, minilm or none, for routers that embed "
+            "[default: none; for auto on at most 3,000 queries minilm, where it is installed].",
+        ),
     ] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=10, help="Of the bootstrap.")] = 300,
     scores: Annotated[
@@ -75,7 +85,8 @@ def evaluate(
 
     rows = load(source)
     train_rows = load(train) if train else None
-    found_embedder = _embedder(embedder)
+    num_queries = len(rows) + len(train_rows or ())
+    found_embedder = _embedder(embedder or _default_embedder(router, num_queries))
     with waiting("fitting and measuring"):
         scored, fitted = _scored(rows, train_rows, router, signals, found_embedder)
         measured = report(scored, table=source.name, weak=weak, strong=strong, resamples=resamples)
@@ -97,8 +108,14 @@ def evaluate(
     return DONE
 
 
-def _embedder(name: str | None) -> Embedder | None:
-    if name is None:
+def _default_embedder(router: str | None, num_queries: int) -> str:
+    from nearfar.retrieval.embedders import is_minilm_installed
+
+    return "minilm" if router == "auto" and num_queries <= _FEW_QUERIES and is_minilm_installed() else "none"
+
+
+def _embedder(name: str) -> Embedder | None:
+    if name == "none":
         return None
     from nearfar.retrieval.embedders import Remembered, find_embedder
 
@@ -114,7 +131,10 @@ def _scored(
     if router is None:
         return score_by_signal(rows, signals[0]), None
     made = make(router, embedder=embedder, signals=signals)
-    return score_by_router(rows, made, train=train), made
+    scored = score_by_router(rows, made, train=train)
+    if embedder is not None and made.is_embedding_based:
+        scored = replace(scored, how=f"{scored.how}, texts embedded by {embedder.name}")
+    return scored, made
 
 
 def _save(router: PredictiveRouter, path: Path, weak: str, strong: str, rows: Any, embedder: Embedder | None) -> None:

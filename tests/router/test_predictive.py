@@ -2,12 +2,13 @@
 
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 
 from nearfar.errors import ConfigError, DataError
 from nearfar.router.predictive import ROUTERS, RoutingExample, RoutingQuery, make
-from nearfar.router.predictive.blend import out_of_fold
+from nearfar.router.predictive.blend import Blend, out_of_fold
 from nearfar.router.predictive.files import load, save
 from nearfar.router.predictive.fitting import fold_numbers
 from nearfar.router.predictive.queries import SURFACE, question_key, surface_features
@@ -34,6 +35,19 @@ class WordEmbedder:
             for word in text.lower().split():
                 row[sum(word.encode()) % self.dim] += 1
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+class Noise:
+    """A router that learns nothing and says something else of every text."""
+
+    kind = "noise"
+    reads_signals = is_embedding_based = False
+
+    def fit(self, examples):
+        return self
+
+    def predict(self, asked):
+        return [random.Random(query.text).gauss(0, 1) for query in asked]
 
 
 def queries(n, seed=0):
@@ -259,3 +273,32 @@ def test_reading_routers_needs_no_numpy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_blend_weighs_its_members_by_what_they_know():
+    """A member that knows nothing of the gain gets next to no weight; below the least number all weigh the same."""
+    train = queries(400)
+    members = [make("tfidf-ridge"), Noise()]
+
+    weighed = Blend(members).fit(train)
+    equal = Blend(members, least_weighted=500).fit(train)
+
+    assert weighed.weights[0] > 5 * weighed.weights[1] >= 0
+    assert equal.weights == (0.5, 0.5)
+    assert apgr(weighed.predict(queries(300, seed=1)), queries(300, seed=1)) > 0.68
+
+
+@pytest.mark.parametrize("quality", [0.0, 1.0])
+def test_a_hybrid_bears_a_model_that_is_always_or_never_right(quality, tmp_path):
+    """The text tells nothing of it then, and the signals still do."""
+    train = [replace(each, strong=quality) for each in queries(200)]
+    router = make("auto", signals=["confidence"], embedder=WordEmbedder()).fit(train)
+    save(router, tmp_path / "a.router", weak="small", strong="large", examples=train, embedder=WordEmbedder())
+
+    loaded, content = load(tmp_path / "a.router", embedder=WordEmbedder())
+
+    assert content.embedder == "words-32"
+    assert loaded.predict(train) == pytest.approx(router.predict(train), abs=1e-4)
+    scores = router.predict(train)
+    right, wrong = ([x for x, each in zip(scores, train, strict=True) if each.weak == kind] for kind in (1.0, 0.0))
+    assert sum(right) / len(right) < sum(wrong) / len(wrong) - 0.3
