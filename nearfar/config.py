@@ -283,6 +283,18 @@ class GatewaySection(_Section):
     shutdown_grace_s: PositiveFloat = 30.0
 
 
+class MemorySettings(_Section):
+    """Answers given before, in front of every cascade."""
+
+    enabled: bool = False
+    policy: Path | None = None  # made by `nearfar memory calibrate`; None: only the very same question is recalled
+    embedder: str = "static"  # finds the questions to compare: static, minilm, one of [embedders]
+    ttl_s: PositiveFloat = 7 * 86_400.0  # inf: until it is pushed out
+    max_memos: PositiveInt = 100_000
+    per_user: bool = True  # by the request's `user`; False: all users share, privacy labels never
+    postgres_url_env: str | None = None  # variable with the URL of a Postgres with pgvector; None: the local store
+
+
 class RetrievalSettings(_Section):
     """Collections of documents."""
 
@@ -381,6 +393,8 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
     embedders: Mapping[str, EmbedderSettings] = field(default_factory=dict)
     embedder_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by embedder
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    memory_url: SecretStr | None = None  # of the memory's Postgres; None: the local store
     routers: Mapping[str, TokenRouterSettings] = field(default_factory=dict)
 
     SECTIONS: ClassVar[Mapping[str, type[_Section]]] = {
@@ -389,6 +403,7 @@ class Settings:
         "gateway": GatewaySection,
         "data": DataSection,
         "retrieval": RetrievalSettings,
+        "memory": MemorySettings,
     }
 
     @classmethod
@@ -431,6 +446,8 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """Every secret by value, for scrubbing logs."""
         found = [*self.model_keys.values(), *self.embedder_keys.values(), *self.gateway_keys]
+        if self.memory_url is not None:
+            found.append(self.memory_url)
         for model in self.models.values():
             if isinstance(model, OpenAISettings):
                 found.extend(model.headers.values())
@@ -572,7 +589,26 @@ class _Loader:
             embedders=embedders,
             embedder_keys=self._embedder_keys,
             routers=routers,
+            memory_url=self._memory_url(sections["memory"], known),
         )
+
+    def _memory_url(self, memory: MemorySettings, embedders: Iterable[str]) -> SecretStr | None:
+        """The URL of the memory's Postgres, from the variable that the config names."""
+        if memory.embedder == "none" or memory.embedder not in embedders:
+            known = [name for name in embedders if name != "none"]
+            raise self._error(
+                f"memory.embedder is {memory.embedder!r}{_did_you_mean(memory.embedder, known)}; the embedders are "
+                f"{_listed(known)}",
+                "embedder",
+            )
+        variable = memory.postgres_url_env
+        if variable is None or not memory.enabled:
+            return None
+        value = self._env.get(variable, "").strip()
+        if not value:
+            raise self._error(f"memory.postgres_url_env names ${variable}, which is not set; set it", variable)
+        self._origins["memory.postgres_url"] = f"${variable}"
+        return SecretStr(value)
 
     def _read(self) -> dict[str, Any]:
         if self._file is None:
@@ -601,7 +637,7 @@ class _Loader:
                 is_list = isinstance(cls.model_fields[key].default, tuple)
                 values[key] = _split(self._env[variable]) if is_list else self._env[variable]
                 origins[f"{name}.{key}"] = f"${variable}"
-            elif isinstance(values.get(key), str) and key in {"path", "dir"}:
+            elif isinstance(values.get(key), str) and key in {"path", "dir", "policy"}:
                 values[key] = self._resolve(values[key])
         if name == "data" and "dir" not in values:
             values["dir"] = _user_folder(self._env, "data")

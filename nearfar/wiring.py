@@ -38,6 +38,7 @@ from nearfar.models.deadline import Deadline
 from nearfar.models.limits import Limited
 from nearfar.models.retry import Retried
 from nearfar.models.wrapper import Wrapper
+from nearfar.retrieval.memory import MEMORY
 from nearfar.router.cascade import Cascade, Chooser, Tier
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog
 from nearfar.router.learning import LEARNING, Learner, Learning, LiveBandit, LiveMonitor, Watch
@@ -46,16 +47,20 @@ from nearfar.router.policies import Policy
 from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability, StatedProbability
 from nearfar.store import Store
-from nearfar.types import FREE, ChatModel, Embedder, Price, Scorer
+from nearfar.types import FREE, ChatModel, Embedder, Price, Reranker, Scorer
 
 if TYPE_CHECKING:
     from nearfar.retrieval.collection import Collection
     from nearfar.retrieval.library import Library
+    from nearfar.retrieval.memory import SqliteMemory
+    from nearfar.retrieval.postgres import PostgresMemory
     from nearfar.retrieval.writing import CollectionWriter
     from nearfar.router.functional_tokens.chooser import FunctionalTokens
     from nearfar.router.functional_tokens.graph import WorkerGraph
     from nearfar.router.predictive import PredictiveRouter
+    from nearfar.router.recall import Recall
     from nearfar.router.sampled_signals import Probe
+    from nearfar.serving.gateway.app import Door
     from nearfar.serving.gateway.settings import GatewaySettings
 
 
@@ -103,7 +108,8 @@ def build(settings: Settings) -> Wired:
         }
         cascades |= {name: _token_router(name, router, models) for name, router in settings.routers.items()}
         outcomes = OutcomeLog(store, log, learning)
-        router = Router(cascades, models, log=log, outcomes=outcomes, learning=learning)
+        recall = open_recall(settings, store)
+        router = Router(cascades, models, log=log, outcomes=outcomes, learning=learning, recall=recall)
         return Wired(settings, store, log, models, cascades, router, budget, learning, outcomes)
     except BaseException:
         store.close()
@@ -112,7 +118,72 @@ def build(settings: Settings) -> Wired:
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name, with every table."""
-    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING])
+    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING, MEMORY])
+
+
+def open_recall(settings: Settings, store: Store) -> Recall | None:
+    """The memory in front of the cascades; None where it is not enabled.
+
+    Raises:
+        ConfigError: its embedder, or nearfar[postgres], is not here.
+        DataError: its policy or its database cannot be used.
+    """
+    if not settings.memory.enabled:
+        return None
+    from nearfar.router.recall import Recall
+
+    return Recall(open_memory(settings, store), per_user=settings.memory.per_user)
+
+
+def open_memory(settings: Settings, store: Store) -> SqliteMemory | PostgresMemory:
+    """The answers given before, where the config keeps them.
+
+    Raises:
+        ConfigError: its embedder, or nearfar[postgres], is not here.
+        DataError: its policy or its database cannot be used.
+    """
+    from nearfar.retrieval.matching import MatchPolicy
+
+    memory = settings.memory
+    embedder = build_embedder(settings, memory.embedder)
+    assert embedder is not None  # the config refuses "none"
+    policy = None if memory.policy is None else MatchPolicy.load(memory.policy)
+    ttl_s = None if isinf(memory.ttl_s) else memory.ttl_s
+    if settings.memory_url is not None:
+        from nearfar.retrieval.postgres import PostgresMemory
+
+        url = settings.memory_url.get_secret_value()
+        return PostgresMemory(url, embedder, policy=policy, ttl_s=ttl_s, max_memos=memory.max_memos)
+    from nearfar.retrieval.memory import SqliteMemory
+
+    return SqliteMemory(store, embedder, policy=policy, ttl_s=ttl_s, max_memos=memory.max_memos)
+
+
+def gateway_doors(settings: Settings) -> dict[str, Door]:
+    """What `nearfar serve` takes besides queries: texts to embed and documents to rerank."""
+    from nearfar.serving.gateway.embeddings import EmbeddingsDoor
+    from nearfar.serving.gateway.rerank import RerankDoor
+
+    names = [*BUILT_IN_EMBEDDERS, *settings.embedders]
+    chosen = settings.retrieval.embedder if settings.retrieval.embedder in names else "static"
+    return {
+        "/v1/embeddings": EmbeddingsDoor(names, chosen, partial(_found_embedder, settings)),
+        "/v1/rerank": RerankDoor(["hybrid", *names], "hybrid", partial(_reranker, settings, chosen)),
+    }
+
+
+def _found_embedder(settings: Settings, name: str) -> Embedder:
+    embedder = build_embedder(settings, name)
+    assert embedder is not None  # "none" is no name that a request may give
+    return embedder
+
+
+def _reranker(settings: Settings, hybrid: str, name: str) -> Reranker:
+    from nearfar.retrieval.passage_scores import CosineScores, HybridScores
+
+    if name == "hybrid":
+        return HybridScores(_found_embedder(settings, hybrid))
+    return CosineScores(_found_embedder(settings, name))
 
 
 def open_log(settings: Settings, store: Store) -> SqliteDecisionLog:

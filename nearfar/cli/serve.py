@@ -30,7 +30,7 @@ def serve(
 
     from nearfar.config import Settings
     from nearfar.serving.gateway.server import serve as run_server
-    from nearfar.wiring import build, gateway_settings
+    from nearfar.wiring import build, gateway_doors, gateway_settings
 
     from .logs import configure_logs
 
@@ -41,7 +41,8 @@ def serve(
     configure_logs(settings.secrets, level=logging.INFO)
     wired = build(settings)
     try:
-        run_server(wired.router, settings=gateway, announce=lambda line: remark(line, style="bold"))
+        doors = gateway_doors(settings)
+        run_server(wired.router, settings=gateway, doors=doors, announce=lambda line: remark(line, style="bold"))
     finally:
         wired.store.close()
     return DONE
