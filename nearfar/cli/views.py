@@ -167,10 +167,21 @@ def _print_steps(decision: Decision) -> None:
                 escape(step.reason),
             ]
         )
+    asked = {step.tier for step in decision.steps}
     rows += [
-        [escape(c.tier), c.placement, "[dim]dropped[/]", "—", "—", "—", "—", "—", escape(c.reason)]
+        [
+            escape(c.tier),
+            c.placement,
+            f"[dim]{'not asked' if c.is_eligible else 'dropped'}[/]",
+            "—",
+            "—",
+            "—",
+            "—",
+            "—",
+            escape(c.reason),
+        ]
         for c in decision.candidates
-        if not c.is_eligible
+        if not c.is_eligible or (c.reason and c.tier not in asked)
     ]
     if rows:
         numbers = ["score", "threshold", "cost", "time", "tokens"]
@@ -196,6 +207,8 @@ def _facts(decision: Decision) -> Iterator[tuple[str, str]]:
     yield "policy", f"{decision.policy} · {promise}"
     if decision.routing is not None:
         yield "routing", routing_label(decision.routing)
+        for cost in decision.routing.costs:
+            yield "asked", _signal_cost(cost)
     for step in decision.steps:
         if step.signals:
             shown = ", ".join(f"{name} {value:.3g}" for name, value in step.signals.items())
@@ -209,6 +222,7 @@ def _facts(decision: Decision) -> Iterator[tuple[str, str]]:
 def routing_label(routing: Routing) -> str:
     """Which tier was chosen before any call, by whom and how likely."""
     why = "" if routing.score is None else f": expects {routing.score:+.3f}, threshold {routing.threshold:.3f}"
+    why = f": {routing.reason}" if routing.reason else why
     return f"{routing.by} chose {routing.tier} with probability {routing.propensity:.3g}{why}"
 
 

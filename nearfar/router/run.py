@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
+import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
@@ -185,8 +186,26 @@ class Run:
         tiers = [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
         if self._cascade.chooser is not None and len(tiers) > 1:
             tiers = self._routed(self._cascade.chooser, tiers)
+        elif not self._query.wants_signals:
+            tiers = self._useful_first(tiers)
         self._latency_s["plan"] = time.perf_counter() - self._started
         return tiers
+
+    def _useful_first(self, tiers: list[Tier]) -> list[Tier]:
+        """The tiers, those behind the others whose answers would only be thrown away."""
+        useless = [
+            tier
+            for tier, later in pairwise(tiers)
+            if tier.accepts_nothing and not later.wants_draft and self._query.when_unsure == "best"
+        ]
+        if not useless:
+            return tiers
+        useful = [tier for tier in tiers if tier not in useless]
+        self._finals = frozenset([useful[-1].name])
+        self._fallbacks = frozenset(tier.name for tier in useless)
+        why = "asked only if the others fail: the policy accepts no answer of this tier"
+        self._candidates = tuple(replace(c, reason=why) if c.tier in self._fallbacks else c for c in self._candidates)
+        return [*useful, *useless]
 
     def _routed(self, chooser: Chooser, tiers: list[Tier]) -> list[Tier]:
         """The tiers in the order that a choice before any call gives them."""
@@ -356,8 +375,9 @@ class Run:
     async def _complete(self, tier: Tier, query: Query) -> Answer | None:
         """The tier's whole answer; None where it failed and the next tier may try."""
         current = self._begin(tier, query)
+        limit = TimeLimit(self._time_left(tier))
         try:
-            async with asyncio.timeout(self._time_left(tier)):
+            with limit:
                 answer = await tier.model.complete(current.query)
         except TimeoutError:
             self._fail(self._too_late(tier))
@@ -365,6 +385,8 @@ class Run:
         except (UpstreamError, BudgetExceeded, RequestError) as exc:
             self._fail(exc)
             return None
+        finally:
+            limit.close()
         current.first_token_s = time.perf_counter() - current.started
         return answer
 
@@ -381,7 +403,8 @@ class Run:
         pieces: list[str] = []
         is_text_only = True
         begun = ""
-        successors = [*later, tier]  # who continues after a break; the same model last
+        better = [each for each in later if each.name not in self._fallbacks]
+        successors = [*better, tier]  # who continues after a break; the same model last
         while True:
             try:
                 async with aclosing(self._within(tier, current)) as events:
@@ -451,42 +474,21 @@ class Run:
         yield StreamEnd(await self._end(answer, whole, self._reason(whole)))
 
     async def _within(self, tier: Tier, current: _Try) -> AsyncGenerator[StreamEvent, None]:
-        """The model's events, each inside the time that is left.
-
-        One timer for the whole stream: `asyncio.timeout` around each event costs more than the event.
-        """
-        left = self._time_left(tier)
-        has_fired = False
-        waiting: asyncio.Task[object] | None = None
-
-        def fire() -> None:
-            nonlocal has_fired
-            has_fired = True
-            if waiting is not None:
-                waiting.cancel()
-
-        timer = None if left is None else asyncio.get_running_loop().call_later(left, fire)
+        """The model's events, each inside the time that is left."""
+        limit = TimeLimit(self._time_left(tier))
         try:
             async with aclosing(tier.model.stream(current.query)) as events:
                 while True:
-                    if has_fired:
-                        raise self._too_late(tier)
-                    waiting = asyncio.current_task()
-                    before = waiting.cancelling() if waiting else 0
                     try:
-                        event = await anext(events)
+                        with limit:
+                            event = await anext(events)
                     except StopAsyncIteration:
                         return
-                    except asyncio.CancelledError:
-                        if has_fired and waiting is not None and waiting.uncancel() <= before:
-                            raise self._too_late(tier) from None
-                        raise
-                    finally:
-                        waiting = None
+                    except TimeoutError:
+                        raise self._too_late(tier) from None
                     yield event
         finally:
-            if timer is not None:
-                timer.cancel()
+            limit.close()
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -816,7 +818,7 @@ class Run:
 
 def new_decision_id() -> str:
     """An id that sorts by time: 48 bits of milliseconds and 64 random bits, in hexadecimal."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 def _abstention(model: str) -> Answer:
@@ -824,8 +826,9 @@ def _abstention(model: str) -> Answer:
 
 
 def _departure(card: ModelCard, query: Query) -> Departure:
-    text = "\n".join(f"{message.role}: {message.text}" for message in query.messages)
-    characters = sum(len(message.text) for message in query.messages)
+    texts = [message.text for message in query.messages]
+    text = "\n".join([f"{message.role}: {text}" for message, text in zip(query.messages, texts, strict=True)])
+    characters = sum([len(text) for text in texts])
     return Departure(card.name, len(query.messages), characters, hashlib.sha256(text.encode()).hexdigest())
 
 

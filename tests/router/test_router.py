@@ -735,3 +735,56 @@ async def test_many_tiers_are_tried_in_order():
     assert answer.decision is not None
     assert answer.decision.escalations == 3
     assert FREE.cost_usd(Usage(1, 1)) == 0
+
+
+# --- tiers whose policy accepts nothing ------------------------------------------------------------------------------
+
+
+def useless_then(second: ScriptedModel, *, wants_draft: bool = False) -> tuple[Router, ScriptedModel]:
+    first = near("near says so", confidence=0.99)
+    tiers = [
+        Tier(first, scorer=MeanProbability(), accepts_nothing=True),
+        Tier(second, wants_draft=wants_draft),
+    ]
+    return Router({"auto": Cascade(tiers, name="auto")}, {"near": first, "far": second}, log=ListLog()), first
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_tier_whose_answers_are_always_thrown_away_is_not_asked(streams: bool):
+    """It would cost its time and change nothing; the record says so."""
+    router, first = useless_then(far("far says so"))
+
+    if streams:
+        events = await drain(router.stream(Query("Hello?")))
+        assert isinstance(events[-1], StreamEnd)
+        answer = events[-1].answer
+    else:
+        answer = await router.answer(Query("Hello?"))
+
+    assert (answer.text, answer.tier) == ("far says so", "far")
+    assert first.queries == []
+    assert answer.decision is not None
+    assert "accepts no answer" in answer.decision.candidates[0].reason
+
+
+async def test_a_tier_whose_answers_are_always_thrown_away_stands_in_where_the_others_fail():
+    """Its answer is better than none."""
+    router, _ = useless_then(far(UpstreamUnavailable("far is down", model="far")))
+
+    answer = await router.answer(Query("Hello?"))
+
+    assert (answer.text, answer.tier) == ("near says so", "near")
+    assert answer.decision is not None
+    assert [step.verdict for step in answer.decision.steps] == ["failed", "accepted"]
+
+
+async def test_a_tier_whose_draft_is_wanted_is_asked_though_its_answer_is_never_final():
+    """The next tier is given what it said."""
+    second = far("far says so")
+    router, first = useless_then(second, wants_draft=True)
+
+    answer = await router.answer(Query("Hello?"))
+
+    assert answer.tier == "far"
+    assert len(first.queries) == 1
+    assert "near says so" in second.queries[0].messages[-1].text
