@@ -83,7 +83,8 @@ class Library:
             raise RequestError("The query has no question to search for; give some text.", param="messages")
         found = await self.search(name, question, k=k or self._passages, filter=filter)
         hits = fit_passages(found, PASSAGE_TOKENS)
-        asked = replace(query, prompt=grounded_messages(query, hits))
+        # With the passages in it, a question looks like every other about them: no memory may compare it.
+        asked = replace(query, prompt=grounded_messages(query, hits), uses_memory=False)
         return Attached(asked, question, hits, retrieval_signals(question, hits))
 
     def close(self) -> None:

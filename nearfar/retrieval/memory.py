@@ -59,16 +59,20 @@ MEMORY = Schema(
 
 #: Nearest memos that are compared word by word. The nearest by cosine is seldom past the third where any asks the
 #: same; see benchmarks/memory.py.
-_COMPARED = 8
+COMPARED = 8
 
 #: Scopes whose vectors are held in memory.
 _MOST_SHELVES = 256
 
 #: Purges come once in so many memos kept, so that counting rows costs nothing.
-_PURGE_EVERY = 100
+PURGE_EVERY = 100
 
 #: Longer questions are documents, and no two of them ask the same by accident.
-_LONGEST_QUESTION = 8_192
+LONGEST_QUESTION = 8_192
+
+#: Longer ones hold texts that drown the question, so that only the very same is recalled. No question of
+#: benchmarks/memory.py is much longer.
+LONGEST_COMPARED = 1_000
 
 _ScopeKey = tuple[str, str, str]
 
@@ -131,11 +135,11 @@ class SqliteMemory:
             DataError: the store cannot be read.
         """
         key = question_key(question)
-        if not key or len(question) > _LONGEST_QUESTION:
+        if not key or len(question) > LONGEST_QUESTION:
             return None
         exact = await self._store.read(lambda connection: self._same(connection, key, scope))
         threshold = self._policy.threshold
-        if exact is not None or threshold is None:
+        if exact is not None or threshold is None or len(question) > LONGEST_COMPARED:
             return exact
         vector = await asyncio.to_thread(self._vector, question)
         return await self._store.read(lambda connection: self._likest(connection, question, vector, scope, threshold))
@@ -147,7 +151,7 @@ class SqliteMemory:
             DataError: the store cannot be written.
         """
         key = question_key(memo.question)
-        if not key or not memo.answer.strip() or len(memo.question) > _LONGEST_QUESTION:
+        if not key or not memo.answer.strip() or len(memo.question) > LONGEST_QUESTION:
             return
         vector = await asyncio.to_thread(self._vector, memo.question)
         row = (
@@ -164,7 +168,7 @@ class SqliteMemory:
         self._until_purge -= 1
         is_purge = self._until_purge < 0
         if is_purge:
-            self._until_purge = _PURGE_EVERY
+            self._until_purge = PURGE_EVERY
 
         def put(connection: sqlite3.Connection) -> None:
             if any(_is_outdated(connection, source, version) for source, version in memo.sources.items()):
@@ -284,7 +288,7 @@ class SqliteMemory:
         self, connection: sqlite3.Connection, question: str, vector: NDArray[float32], scope: Scope, threshold: float
     ) -> Recollection | None:
         best: Recollection | None = None
-        for _, memo, created_at, _ in self._near(connection, vector, scope, _COMPARED):
+        for _, memo, created_at, _ in self._near(connection, vector, scope, COMPARED):
             score = likeness(question, memo.question)
             if score >= threshold and (best is None or score > best.score):
                 best = Recollection(memo, score, threshold, True, self._age_s(created_at))
