@@ -204,6 +204,29 @@ async def test_a_shift_of_the_signal_raises_an_alarm(store):
     assert other.alarm.kind == "shift"
 
 
+async def test_the_shift_test_begins_anew_and_still_sees_a_late_shift(store):
+    """After ten thousand signals that were as before it is small again; a shift then is not hidden by the past."""
+    draw = random.Random(2)
+    reference = [draw.gauss(0, 1) for _ in range(100)]
+    monitor = LiveMonitor("auto", "near", "p@1", alpha=None, signal="s", reference=reference)
+    learning = Learning(store, [monitor])
+
+    async def see(n, mean):
+        for _ in range(n):
+            learning.see(monitor, {"s": draw.gauss(mean, 1)})
+        await learning.aclose()
+        await store.flush()
+        await learning.refresh()
+
+    await see(10_100, 0.0)
+    before = monitor.alarm, monitor.num_signals
+    await see(300, 2.0)
+
+    assert before == (None, 100)
+    assert monitor.alarm.kind == "shift"
+    assert monitor.alarm.false_alarm_rate == pytest.approx(0.05 * 6 / (3.14159265 * 2) ** 2)
+
+
 async def test_a_state_that_cannot_be_read_costs_the_learning_not_the_outcome(store, caplog):
     """The outcome is kept and the fault reported."""
     live = bandit()
