@@ -137,6 +137,8 @@ class Run:
         """The whole answer; the decision is written before it is given."""
         try:
             tiers = self._queue = self._plan()
+            if self._cascade.chooser is not None and len(tiers) > 1:
+                tiers = self._queue = await self._routed(self._cascade.chooser, tiers)
             if self._cascade.guide is not None and tiers:
                 tiers = self._queue = await self._guided(self._cascade.guide, tiers)
             for i, tier in enumerate(tiers):
@@ -155,6 +157,8 @@ class Run:
         answer: Answer | None = None
         try:
             tiers = self._queue = self._plan()
+            if self._cascade.chooser is not None and len(tiers) > 1:
+                tiers = self._queue = await self._routed(self._cascade.chooser, tiers)
             if self._cascade.guide is not None and tiers:
                 tiers = self._queue = await self._guided(self._cascade.guide, tiers)
             for i, tier in enumerate(tiers):
@@ -184,9 +188,7 @@ class Run:
     def _plan(self) -> list[Tier]:
         self._candidates = plan(self._query, self._cascade).candidates
         tiers = [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
-        if self._cascade.chooser is not None and len(tiers) > 1:
-            tiers = self._routed(self._cascade.chooser, tiers)
-        elif not self._query.wants_signals:
+        if self._cascade.chooser is None and not self._query.wants_signals:
             tiers = self._useful_first(tiers)
         self._latency_s["plan"] = time.perf_counter() - self._started
         return tiers
@@ -207,9 +209,14 @@ class Run:
         self._candidates = tuple(replace(c, reason=why) if c.tier in self._fallbacks else c for c in self._candidates)
         return [*useful, *useless]
 
-    def _routed(self, chooser: Chooser, tiers: list[Tier]) -> list[Tier]:
+    async def _routed(self, chooser: Chooser, tiers: list[Tier]) -> list[Tier]:
         """The tiers in the order that a choice before any call gives them."""
-        routing = self._routing = chooser.choose(self._query, tiers)
+        if chooser.is_slow:
+            routing = await asyncio.to_thread(chooser.choose, self._query, tiers)
+        else:
+            routing = chooser.choose(self._query, tiers)
+        self._routing = routing
+        self._latency_s["plan"] = time.perf_counter() - self._started
         if routing is None:
             return tiers
         at = next(i for i, tier in enumerate(tiers) if tier.name == routing.tier)

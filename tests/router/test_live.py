@@ -1,6 +1,7 @@
 """Cascades at work with paid signals, routers, bandits, monitors and early abstention."""
 
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -197,6 +198,27 @@ async def test_a_router_picks_the_tier_to_begin_at(use):
     dropped = [c for c in hard.decision.candidates if not c.is_eligible]
     assert [c.tier for c in dropped] == ([] if use == "order" else ["near"])
     assert all("router r chose far" in c.reason for c in dropped)
+
+
+async def test_a_router_that_embeds_leaves_the_event_loop_free():
+    """Its choice is made in a thread, and is the same."""
+    seen = []
+
+    class Embedding(Gain):
+        is_embedding_based = True
+
+        def predict(self, queries):
+            seen.append(threading.current_thread())
+            return super().predict(queries)
+
+    near, far = model("near", ["near"], confidence=0.9), model("far", ["far"])
+    slow = PredictiveChoice(Embedding({"hard": 0.6}), label="r", weak="near", strong="far", threshold=0.5)
+    tier = Tier(near, scorer=MeanProbability(), threshold=0.8)
+
+    answer = await router_of(tier, far, chooser=slow).answer(Query("hard"))
+
+    assert answer.text == "far"
+    assert seen[0] is not threading.current_thread()
 
 
 async def test_an_unsure_near_answer_still_escalates_unless_picked():
