@@ -15,7 +15,7 @@ from nearfar.types import Chunk, Embedder, Filter, Hit
 from .bm25 import BM25
 from .chunking import searched_text
 from .database import Database, PartRecord
-from .dense import Dense
+from .dense import Dense, sample_size
 from .fusion import reciprocal_rank
 from .parts import Part, PartKind, is_whole, read_part
 
@@ -34,6 +34,8 @@ PARTS = "parts"
 _DEPTH = 100
 #: Filters whose chunks are remembered until the collection changes.
 _NUM_FILTERS = 16
+#: Vectors that are read from the database at once.
+_VECTOR_BATCH = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +303,22 @@ def make_part(database: Database, kind: PartKind, ids: Sequence[int]) -> Part | 
         return None
     numbers = np.array(ids, np.int64)
     if kind == "dense":
-        return Part(numbers, Dense.build(database.vectors(ids)))
+        return Part(numbers, _dense(database, ids))
     chunks = database.chunks_between(ids[0], ids[-1])
     return Part(numbers, BM25.build(searched_text(chunk) for _, chunk in chunks))
+
+
+def _dense(database: Database, ids: Sequence[int]) -> Dense:
+    """An index over the chunks' vectors, of which no more than a batch and a sample are in memory beside it."""
+    import numpy as np
+
+    chosen = np.random.default_rng(0).choice(len(ids), sample_size(len(ids)), replace=False)
+    sample = database.vectors([ids[position] for position in np.sort(chosen)])
+    index = Dense.begin(sample.shape[1], len(ids), sample)
+    del sample
+    for start in range(0, len(ids), _VECTOR_BATCH):
+        index.add(database.vectors(ids[start : start + _VECTOR_BATCH]))
+    return index
 
 
 def _alive(part: Part, graves: NDArray[int64]) -> NDArray[bool_] | None:

@@ -81,8 +81,8 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def read_part(folder: Path) -> Part:
-    """The part in the folder.
+def read_part(folder: Path, *, mapped: bool = True) -> Part:
+    """The part in the folder, mapped into memory, or read whole so that it can be changed.
 
     Raises:
         FileNotFoundError: it was replaced by another meanwhile.
@@ -90,7 +90,7 @@ def read_part(folder: Path) -> Part:
     import numpy as np
 
     ids = np.load(folder / "ids.npy", mmap_mode="r").view(np.ndarray)
-    index = BM25.load(folder) if folder.name.startswith("bm25-") else Dense.load(folder / "index.faiss")
+    index = BM25.load(folder) if folder.name.startswith("bm25-") else Dense.load(folder / "index.faiss", mapped=mapped)
     return Part(ids, index)
 
 

@@ -267,10 +267,12 @@ class CollectionWriter:
         import numpy as np
 
         if len(group) == 1 and len(dead) < group[0].num_chunks / 2:
-            part = read_part(self.folder / PARTS / group[0].name)
+            part = read_part(self.folder / PARTS / group[0].name, mapped=False)
             positions = np.flatnonzero(np.isin(part.ids, dead, assume_unique=True))
             if isinstance(part.index, BM25):
                 return Part(part.ids, part.index.without(positions))
+            if part.index.remove(positions):
+                return part
         with self._database.checked():
             ids = self._database.ids_between(group[0].first_chunk, group[-1].last_chunk, kind=kind)
             return make_part(self._database, kind, ids)
