@@ -1,0 +1,400 @@
+"""What else was tried towards the goals that the shipped routers miss, other tables included.
+
+    python benchmarks/routing_attempts.py gsm8k | mmlu | cascade --keep FOLDER
+
+FOLDER holds MiniLM's vectors, made by `python benchmarks/routing.py vectors --keep FOLDER`. Members of a blend have
+equal weights, so that nothing is chosen on what is measured; folds are those of benchmarks/routing.py and two other
+draws of them. A question of the test fold is seen in no table: other tables give outcomes of training questions, or of
+questions that the measured table has not (the same words before the options, or a cosine of 0.8 between word vectors,
+count as the same). Writes results/routing_attempts_<table>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+from provenance import provenance, save
+from routing import DATA, LLAMA, PACKAGES, PAIRS, Keeper, examples_of
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+from sklearn.utils.extmath import randomized_svd
+
+from nearfar.retrieval.embedders import StaticEmbedder
+from nearfar.router.predictive import RoutingExample, RoutingQuery
+from nearfar.router.predictive.fitting import fold_numbers
+from nearfar.router.predictive.queries import question_key
+from nearfar.router.routing_evaluation import bootstrap_metrics, routing_metrics
+from nearfar.router.routing_table import load_routed
+
+NUM_FOLDS = 5
+NEAR_DUPLICATE = 0.8
+Predictor = Callable[[Any, Any], Any]  # positions to learn from, positions to predict → predictions
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass
+class Table:
+    """A table's queries as arrays."""
+
+    examples: Sequence[RoutingExample]
+    minilm: Any
+    static: Any
+    form: Any = field(init=False)
+    gains: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.form = np.array([each.surface for each in self.examples])
+        self.gains = np.array([each.gain for each in self.examples])
+
+    @classmethod
+    def load(cls, rows: Sequence[Any], keeper: Keeper) -> Table:
+        """The rows with their vectors."""
+        examples, minilm = examples_of(rows), keeper.minilm()
+        if minilm is None:
+            raise SystemExit("MiniLM is not installed and --keep has no vectors of it.")
+        texts = [each.text for each in examples]
+        return cls(examples, minilm.embed(texts), StaticEmbedder().embed(texts))
+
+    def words(self, learn: Any, targets: Any) -> Predictor:
+        """Ridge on words and word pairs."""
+        vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True)
+        matrix = vectorizer.fit_transform([self.examples[i] for i in learn])
+        ridge = Ridge(alpha=8, solver="sparse_cg", tol=1e-3).fit(matrix, targets)
+        return lambda positions: ridge.predict(vectorizer.transform([self.examples[i] for i in positions]))
+
+    def linear(self, *blocks: Any, penalty: float = 20.0, num_features: int = 0) -> Callable[[Any, Any], Predictor]:
+        """Ridge on the form, lightly weighted, and on blocks as they are; or on random Fourier features of them.
+
+        Source: Rahimi and Recht 2007, "Random features for large-scale kernel machines".
+        """
+
+        def fit(learn: Any, targets: Any) -> Predictor:
+            mean, scale = self.form[learn].mean(0), self.form[learn].std(0)
+            form = 0.1 * np.clip((self.form - mean) / np.where(scale < 1e-6, 1, scale), -5, 5)
+            matrix = np.hstack([form, *blocks])
+            if num_features:
+                draw = np.random.default_rng(0)
+                directions = draw.normal(0, 0.3**0.5, (matrix.shape[1], num_features))
+                matrix = (2 / num_features) ** 0.5 * np.cos(
+                    matrix @ directions + draw.uniform(0, 2 * np.pi, num_features)
+                )
+            ridge = Ridge(alpha=penalty, solver="cholesky").fit(matrix[learn], targets)
+            return lambda positions: ridge.predict(matrix[positions])
+
+        return fit
+
+    def forest(self, learn: Any, targets: Any) -> Predictor:
+        """Randomised trees on form and topics."""
+        vectorizer = TfidfVectorizer(analyzer=lambda query: query.words, min_df=3, binary=True)
+        _, _, topics = randomized_svd(vectorizer.fit_transform([self.examples[i] for i in learn]), 15, random_state=0)
+        coordinates = vectorizer.transform(self.examples) @ topics.T
+        features = np.hstack([self.form, coordinates]).astype(np.float32)
+        trees = ExtraTreesRegressor(
+            100, min_samples_leaf=15, max_features=0.3, bootstrap=True, max_samples=0.7, random_state=0
+        ).fit(features[learn], targets)
+        return lambda positions: trees.predict(features[positions])
+
+    def blend(self, *fits: Callable[[Any, Any], Predictor], extra: Any = None) -> Predictor:
+        """The mean of several, learned from the gain plus what other tables say of a training question."""
+
+        def predict(learn: Any, positions: Any) -> Any:
+            targets = self.gains[learn] + (0 if extra is None else extra(learn))
+            return sum(fit(learn, targets)(positions) for fit in fits) / len(fits)
+
+        return predict
+
+    def measured(self, attempts: dict[str, Predictor], num_draws: int) -> list[dict[str, Any]]:
+        """Each attempt's APGR, pooled out of fold, for several draws of the folds."""
+        weak, strong = [each.weak for each in self.examples], [each.strong for each in self.examples]
+        rows = []
+        for name, predict in attempts.items():
+            draws = []
+            for seed in range(num_draws):
+                folds, found = np.array(fold_numbers(self.examples, NUM_FOLDS, seed=seed)), np.zeros(len(weak))
+                for fold in range(NUM_FOLDS):
+                    inside = np.flatnonzero(folds == fold)
+                    found[inside] = predict(np.flatnonzero(folds != fold), inside)
+                draws.append(routing_metrics(found.tolist(), weak, strong).apgr)
+                if seed == 0:
+                    interval = bootstrap_metrics(found.tolist(), weak, strong, resamples=300)["apgr"]
+            rows.append({"attempt": name, "apgr": draws[0], "interval": [interval.low, interval.high], "draws": draws})
+            print(rows[-1], flush=True)
+        return rows
+
+
+def traits(table: Table, texts: Sequence[str], targets: Any) -> tuple[Any, int]:
+    """What other texts' numbers would be for the table's queries, and how many texts that was learned from.
+
+    Texts that are also in the table, or nearly, are left out.
+    """
+    others = [RoutingQuery(text) for text in texts]
+    known = {question_key(each.text) for each in table.examples}
+    vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True).fit(others)
+    mine = vectorizer.transform(table.examples)
+    kept = np.array([question_key(each.text) not in known for each in others])
+    theirs = vectorizer.transform(others)
+    for start in range(0, len(others), 500):
+        close = (theirs[start : start + 500] @ mine.T).max(axis=1).toarray().ravel()
+        kept[start : start + 500] &= close < NEAR_DUPLICATE
+    form = np.array([each.surface for each in others])
+    mean, scale = form.mean(0), np.maximum(form.std(0), 1e-6)
+    scaled = [sp.csr_matrix(0.05 * np.clip((each - mean) / scale, -5, 5)) for each in (form, table.form)]
+    spread = np.where(targets.std(0) < 1e-9, 1, targets.std(0))
+    ridge = Ridge(alpha=4, solver="sparse_cg", tol=1e-3).fit(
+        sp.hstack([theirs, scaled[0]]).tocsr()[kept], ((targets - targets.mean(0)) / spread)[kept]
+    )
+    found = ridge.predict(sp.hstack([mine, scaled[1]]).tocsr())
+    return (found - found.mean(0)) / np.maximum(found.std(0), 1e-9), int(kept.sum())
+
+
+def told(gains: Any, outcomes: Any) -> Callable[[Any], Any]:
+    """What other models' outcomes on a training question say of its gain, twice: their noise is not the gain's.
+
+    Out of fold among the training questions with the same tables; 0 where no table has the question.
+    """
+    patterns = np.isfinite(outcomes)
+    _, group = np.unique(patterns, axis=0, return_inverse=True)
+
+    def extra(learn: Any) -> Any:
+        found = np.zeros(len(gains))
+        for each in np.unique(group):
+            inside = learn[group[learn] == each]
+            columns = patterns[inside[0]] if len(inside) else np.zeros(0, bool)
+            if len(inside) < 100 or not columns.any():
+                continue
+            features, parts = outcomes[inside][:, columns], np.random.default_rng(0).integers(0, 5, len(inside))
+            for part in range(5):
+                ridge = Ridge(alpha=100).fit(features[parts != part], gains[inside[parts != part]])
+                found[inside[parts == part]] = ridge.predict(features[parts == part])
+            found[inside] -= found[inside].mean()
+        return 2 * found[learn]
+
+    return extra
+
+
+def wide(path: str, keys: str, values: Sequence[str], models: Sequence[str] | None = None) -> tuple[list[str], Any]:
+    """A table's values as one row per key, one column per model and value."""
+    columns = pq.read_table(DATA / "router" / f"{path}.parquet", columns=[keys, "model", *values])
+    names, model = columns[keys].to_pylist(), columns["model"].to_pylist()
+    rows = {key: i for i, key in enumerate(dict.fromkeys(names))}
+    order = {each: i for i, each in enumerate(models or sorted(set(model)))}
+    found = np.full((len(rows), len(order) * len(values)), np.nan)
+    for v, value in enumerate(values):
+        for key, each, cell in zip(names, model, columns[value].to_pylist(), strict=True):
+            if each in order and cell is not None:
+                found[rows[key], order[each] * len(values) + v] = float(cell)
+    return list(rows), found
+
+
+def worked_answers() -> tuple[list[str], Any]:
+    """GSM8K's training questions, and what their worked answers are like."""
+    texts, rows = [], []
+    with gzip.open(DATA / "router" / "gsm8k_train.jsonl.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            body, _, final = row["answer"].partition("####")
+            final = final.strip().replace(",", "")
+            steps = re.findall(r"<<(.*?)=(.*?)>>", body)
+            operations = "".join(left for left, _ in steps)
+            last = body.strip().split("\n")[-1]
+            last_numbers = _NUMBER.findall(re.sub(r"<<.*?>>", "", last))
+            texts.append(row["question"])
+            rows.append(
+                [
+                    len(steps),
+                    np.log1p(abs(float(final))),
+                    len(body),
+                    any("." in right for _, right in steps),
+                    "/" in operations,
+                    "%" in body,
+                    "$" in last,
+                    final in [each.replace(",", "") for each in _NUMBER.findall(row["question"])],
+                    bool(last_numbers) and last_numbers[-1].replace(",", "").rstrip(".") != final,
+                    body.strip().count("\n"),
+                    float(final) < 10,
+                    len(set(operations) & set("+-*/")),
+                ]
+            )
+    return texts, np.array(rows, float)
+
+
+def pro_traits(table: Table) -> tuple[Any, int]:
+    """What 83 models' outcomes on MMLU-Pro would be: five bands of ability, and six principal components."""
+    questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
+    ids, outcomes = wide("mmlupro_confidence", "query_id", ["correct"])
+    at = {key: i for i, key in enumerate(ids)}
+    outcomes = np.nan_to_num(outcomes)[[at[key] for key in questions["query_id"].to_pylist()]]
+    order = np.argsort(outcomes.mean(0))
+    bands = np.stack([outcomes[:, part].mean(1) for part in np.array_split(order, 5)], axis=1)
+    left, sizes, _ = np.linalg.svd(outcomes - outcomes.mean(0), full_matrices=False)
+    return traits(table, questions["query"].to_pylist(), np.hstack([bands, left[:, :6] * sizes[:6]]))
+
+
+def gsm8k(keeper: Keeper) -> dict[str, Any]:
+    """Attempts at `routellm_gsm8k`."""
+    rows = load_routed(
+        DATA / "router" / "routellm_gsm8k.parquet", weak=PAIRS["routellm_gsm8k"][0], strong=PAIRS["routellm_gsm8k"][1]
+    )
+    table = Table.load(rows, keeper)
+    answers, num_texts = traits(table, *worked_answers())
+    ids, solved = wide("openai_gsm8k_solutions", "query", ["correct"])
+    at = {key: i for i, key in enumerate(ids)}
+    others = np.array(
+        [solved[at[each.text]] if each.text in at else np.full(solved.shape[1], np.nan) for each in table.examples]
+    )
+    mini, plain = table.linear(table.minilm), table.linear(penalty=3)
+    informed = table.linear(table.minilm, 0.2 * answers)
+    attempts = {
+        "words, form": table.blend(table.words, plain),
+        "words, form, topics by trees": table.blend(table.words, plain, table.forest),
+        "words, form with static vectors": table.blend(table.words, table.linear(table.static)),
+        "words, form with MiniLM": table.blend(table.words, mini),
+        "words, form with MiniLM, trees": table.blend(table.words, mini, table.forest),
+        "words, random features of form and MiniLM": table.blend(
+            table.words, table.linear(table.minilm, num_features=1500, penalty=3)
+        ),
+        "words, form with MiniLM; four GPT-3 models' outcomes": table.blend(
+            table.words, mini, extra=told(table.gains, others)
+        ),
+        "form with MiniLM and worked answers": table.blend(informed),
+        "words, form with MiniLM and worked answers": table.blend(table.words, informed),
+    }
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 3)}
+
+
+def mmlu(keeper: Keeper) -> dict[str, Any]:
+    """Attempts at `routellm_mmlu`."""
+    rows = load_routed(
+        DATA / "router" / "routellm_mmlu.parquet", weak=PAIRS["routellm_mmlu"][0], strong=PAIRS["routellm_mmlu"][1]
+    )
+    table = Table.load(rows, keeper)
+    difficulty, num_texts = pro_traits(table)
+    extra = told(table.gains, other_outcomes(table, rows))
+    mini, kernel = table.linear(table.minilm, penalty=60), table.linear(table.minilm, num_features=1200, penalty=3)
+    attempts = {
+        "words": table.blend(table.words),
+        "words, topics by trees": table.blend(table.words, table.forest),
+        "words, trees, form with static vectors": table.blend(
+            table.words, table.forest, table.linear(table.static, penalty=60)
+        ),
+        "words, trees, form with MiniLM": table.blend(table.words, table.forest, mini),
+        "words, trees, random features of form and MiniLM": table.blend(table.words, table.forest, kernel),
+        "words, trees, form with MiniLM and MMLU-Pro's difficulty": table.blend(
+            table.words, table.forest, table.linear(table.minilm, 0.1 * difficulty, penalty=60)
+        ),
+        "words; 87 other outcomes of training questions": table.blend(table.words, extra=extra),
+        "words, trees, random features; 87 other outcomes": table.blend(table.words, table.forest, kernel, extra=extra),
+    }
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1)}
+
+
+def other_outcomes(table: Table, rows: Sequence[Any]) -> Any:
+    """Of MMLU's questions: Llama-3's outcomes and confidences, and 83 models' where MMLU-Pro has the question too."""
+    ids, llama = wide("mmlu_llama3_cascade", "query_id", ["correct", "confidence_msp"], ["Llama3-8b", "Llama3-70b"])
+    at = {key: i for i, key in enumerate(ids)}
+    questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
+    pro_ids, pro = wide("mmlupro_confidence", "query_id", ["correct"])
+    row_of = {key: i for i, key in enumerate(pro_ids)}
+    pro = np.nan_to_num(pro)
+    by_question: dict[str, int] = {}
+    for key, text in zip(questions["query_id"].to_pylist(), questions["query"].to_pylist(), strict=True):
+        by_question.setdefault(question_key(text), row_of[key])
+    found = np.full((len(rows), llama.shape[1] + pro.shape[1]), np.nan)
+    for i, (row, example) in enumerate(zip(rows, table.examples, strict=True)):
+        if row.query_id in at:
+            found[i, : llama.shape[1]] = llama[at[row.query_id]]
+        position = by_question.get(question_key(example.text))
+        if position is not None:
+            found[i, llama.shape[1] :] = pro[position]
+    return found
+
+
+def cascade(keeper: Keeper) -> dict[str, Any]:
+    """Attempts at `mmlu_llama3_cascade`: the near answer's two confidences joined with more about the text."""
+    name, weak, strong, signals = LLAMA
+    rows = load_routed(DATA / "router" / f"{name}.parquet", weak=weak, strong=strong, signals=signals)
+    table = Table.load(rows, keeper)
+    qualities = np.array([[each.weak, each.strong] for each in table.examples])
+    read = np.array([[each.signals[signal] for signal in signals] for each in table.examples])
+    difficulty, num_texts = pro_traits(table)
+    mixtral = mmlu_quality(table)
+    parts = {
+        "words": [table.words],
+        "words, form": [table.words, table.linear(penalty=3)],
+        "words, form with MiniLM": [table.words, table.linear(table.minilm)],
+        "words, form, form with MiniLM": [table.words, table.linear(penalty=3), table.linear(table.minilm)],
+    }
+
+    def judge(fits: Sequence[Callable[[Any, Any], Predictor]], *blocks: Any, by_trees: bool = False) -> Predictor:
+        def predict(learn: Any, positions: Any) -> Any:
+            inner, texts = np.array(fold_numbers([table.examples[i] for i in learn], 4, seed=1)), []
+            for fit in fits:
+                inside = np.zeros((len(learn), 2))
+                for part in range(4):
+                    inside[inner == part] = fit(learn[inner != part], qualities[learn[inner != part]])(
+                        learn[inner == part]
+                    )
+                texts.append((inside, fit(learn, qualities[learn])(positions)))
+            matrices = []
+            for which, at in enumerate((learn, positions)):
+                ranks = [2 * np.searchsorted(np.sort(read[learn, k]), read[at, k]) / len(learn) - 1 for k in (0, 1)]
+                about = np.hstack([text[which] for text in texts] + [block[at] for block in blocks])
+                columns = [about, *(rank[:, None] ** power for rank in ranks for power in (1, 2, 3))]
+                if not by_trees:
+                    columns += [*(rank[:, None] * about for rank in ranks), (ranks[0] * ranks[1])[:, None]]
+                matrices.append(np.hstack(columns))
+            mean, scale = matrices[0].mean(0), np.maximum(matrices[0].std(0), 1e-9)
+            model: Any = (
+                ExtraTreesRegressor(100, min_samples_leaf=20, max_features=0.5, bootstrap=True, random_state=0)
+                if by_trees
+                else Ridge(alpha=300 if blocks else 100)
+            )
+            model.fit((matrices[0] - mean) / scale, table.gains[learn])
+            return model.predict((matrices[1] - mean) / scale)
+
+        return predict
+
+    mini = parts["words, form with MiniLM"]
+    attempts = {name: judge(fits) for name, fits in parts.items()}
+    attempts["words, form with MiniLM, by trees"] = judge(mini, by_trees=True)
+    attempts["words, form with MiniLM, Mixtral's and GPT-4's outcomes"] = judge(mini, mixtral)
+    attempts["words, form with MiniLM, those and MMLU-Pro's difficulty"] = judge(mini, mixtral, difficulty)
+    one, two = judge(mini, mixtral), judge(mini, mixtral, difficulty)
+    attempts["the mean of the last two"] = lambda learn, positions: one(learn, positions) + two(learn, positions)
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1)}
+
+
+def mmlu_quality(table: Table) -> Any:
+    """Mixtral's and GPT-4's quality on the table's questions, as other MMLU questions predict it."""
+    pair = PAIRS["routellm_mmlu"]
+    rows = load_routed(DATA / "router" / "routellm_mmlu.parquet", weak=pair[0], strong=pair[1])
+    return traits(table, [row.text for row in rows], np.array([[row.weak, row.strong] for row in rows]))[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade"])
+    parser.add_argument("--keep", type=Path, required=True, help="the folder with MiniLM's vectors")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    head = provenance(f"python benchmarks/routing_attempts.py {' '.join(sys.argv[1:])}", PACKAGES)
+    found = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table](Keeper(options.keep))
+    save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_attempts_{options.table}")
+
+
+if __name__ == "__main__":
+    main()
