@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -70,6 +71,12 @@ class Nearfar:
         if self._portal is None:
             self._portal = self._stack.enter_context(start_blocking_portal())
         return self._portal.call(self.answer, query)
+
+    def tell_sync(self, decision_id: str, value: float, *, source: str = "user") -> Outcome:
+        """Blocking twin of `tell`."""
+        if self._portal is None:
+            self._portal = self._stack.enter_context(start_blocking_portal())
+        return self._portal.call(partial(self.tell, decision_id, value, source=source))
 
     async def aclose(self) -> None:
         """Closes models and store. Twice is fine."""
