@@ -236,6 +236,7 @@ def _monitors(name: str, cascade: CascadeSettings, settings: MonitorSettings) ->
     policies: list[Policy | None] = [*_policies(name, cascade)]
     if cascade.policy is None:
         policies.append(None)
+    num_watched = 0
     for policy in policies:
         for tier in cascade.tiers[:-1]:
             found = monitor(
@@ -246,7 +247,13 @@ def _monitors(name: str, cascade: CascadeSettings, settings: MonitorSettings) ->
                 false_alarm_rate=settings.false_alarm_rate,
             )
             if found is not None:
+                num_watched += 1
                 yield found
+    if not num_watched:
+        raise ConfigError(
+            f"The monitor of cascade {name!r} has nothing to watch: no policy promises anything of its tiers. Set "
+            "alpha, the share of wrong answers to watch for, or fit a policy: nearfar calibrate."
+        )
 
 
 def _policies(name: str, cascade: CascadeSettings) -> list[Policy]:
