@@ -168,6 +168,7 @@ async def test_a_router_file_picks_the_tier(wire, router_file):
         ('"near"', 'router = { fle = "router.bin" }', "did you mean 'file'"),
         ('"near"', 'bandit = {}\nrouter = { file = "router.bin", threshold = 0.5 }', "a router and a bandit"),
         ('"near"', 'bandit = { features = ["domain"] }', "reads 'domain'"),
+        ('"near"', "monitor = {}", "nothing to watch"),
         ('{ model = "near", signals = ["entropy"] }', "", "signals"),
         ('{ model = "near", signals = ["similar_queries"] }', "", "needs labelled_queries"),
         ('{ model = "near", signals = ["predicted_gain"] }', "", "needs router"),

@@ -205,6 +205,11 @@ class LiveMonitor(Learner):
         """Signals tested in this epoch."""
         return self._state.shift.n if self._state.shift else 0
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether signals wait to be written."""
+        return bool(self._pending)
+
     def see(self, signals: Signals) -> bool:
         """Notes an answer's signal for the shift test; True: enough wait to be written."""
         value = None if self.signal is None else signals.get(self.signal)
@@ -412,8 +417,9 @@ class Learning:
             _logger.error("what other processes learned could not be read: %s", exc)
 
     async def aclose(self) -> None:
-        """Writes the signals that wait and stops looking."""
+        """Has the signals that wait written, and stops looking. Twice is fine."""
         if self._looking is not None:
             self._looking.cancel()
         for monitor in self.monitors:
-            self._store.submit(monitor.write_pending)
+            if monitor.has_pending:
+                self._store.submit(monitor.write_pending)
