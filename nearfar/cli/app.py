@@ -17,10 +17,14 @@ from . import (
     doctor,
     documents,
     evaluate,
+    evaluate_retrieval,
     learning,
+    memory,
     models,
     serve,
     settings,
+    tools,
+    train,
 )
 from .console import write
 
@@ -61,11 +65,15 @@ _PANELS: dict[str, dict[str, Callable[..., Any]]] = {
         "doctor": doctor.doctor,
         "calibrate": calibrate.calibrate,
         "evaluate": evaluate.evaluate,
+        "evaluate-retrieval": evaluate_retrieval.evaluate_retrieval,
         "demo": demo.demo,
     },
 }
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(tools.app, name="tools", rich_help_panel="Answer")
 app.add_typer(models.app, name="models", rich_help_panel="Set up")
+app.add_typer(memory.app, name="memory", rich_help_panel="Set up")
+app.add_typer(train.app, name="train", rich_help_panel="Set up")
 app.add_typer(serve.keys_app, name="keys", rich_help_panel="Set up")
