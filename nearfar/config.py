@@ -70,6 +70,7 @@ class _ModelSettings(_Section):
     concurrency: PositiveInt | None = None  # calls at once
     requests_per_minute: PositiveInt | None = None
     cache_ttl_s: PositiveFloat | None = None  # None: no cache; inf: for ever
+    docs: str | None = None  # a collection that it answers from, with citations, or says that it does not know
 
 
 class LlamaCppSettings(_ModelSettings):

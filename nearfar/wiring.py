@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isinf
@@ -77,10 +77,16 @@ class Wired:
     budget: Budget | None  # None: no limit was set
     learning: Learning
     outcomes: OutcomeLog
+    library: Library | None = None  # what models answer from; None: none does
+    memory: SqliteMemory | PostgresMemory | None = None  # in front of the cascades; None: there is none
 
     async def aclose(self) -> None:
         """Closes the models, then the store. Twice is fine."""
         await self.router.aclose()
+        if self.library is not None:
+            self.library.close()
+        if self.memory is not None:
+            self.memory.close()
         self.store.close()
 
 
@@ -96,8 +102,9 @@ def build(settings: Settings) -> Wired:
         log = open_log(settings, store)
         limit = settings.budget.limit_usd
         budget = None if limit is None else Budget(store, name="all", limit_usd=limit, period=settings.budget.period)
+        library = open_library(settings) if any(model.docs for model in settings.models.values()) else None
         models = {
-            built.card.name: _wrapped(built, model, store, budget)
+            built.card.name: _grounded(_wrapped(built, model, store, budget), model, library)
             for name, model in settings.models.items()
             for built in _with_adapters(build_model(settings, name), model)
         }
@@ -108,9 +115,10 @@ def build(settings: Settings) -> Wired:
         }
         cascades |= {name: _token_router(name, router, models) for name, router in settings.routers.items()}
         outcomes = OutcomeLog(store, log, learning)
-        recall = open_recall(settings, store)
+        memory = open_memory(settings, store) if settings.memory.enabled else None
+        recall = open_recall(settings, memory, library)
         router = Router(cascades, models, log=log, outcomes=outcomes, learning=learning, recall=recall)
-        return Wired(settings, store, log, models, cascades, router, budget, learning, outcomes)
+        return Wired(settings, store, log, models, cascades, router, budget, learning, outcomes, library, memory)
     except BaseException:
         store.close()
         raise
@@ -121,18 +129,46 @@ def open_store(settings: Settings) -> Store:
     return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING, MEMORY])
 
 
-def open_recall(settings: Settings, store: Store) -> Recall | None:
-    """The memory in front of the cascades; None where it is not enabled.
+def _grounded(model: ChatModel, settings: ModelSettings, library: Library | None) -> ChatModel:
+    """The model, answering from the collection that its settings name."""
+    if settings.docs is None or library is None:
+        return model
+    from nearfar.retrieval.grounded_model import GroundedModel
+    from nearfar.retrieval.grounding import Grounding
 
-    Raises:
-        ConfigError: its embedder, or nearfar[postgres], is not here.
-        DataError: its policy or its database cannot be used.
-    """
-    if not settings.memory.enabled:
+    name = settings.docs
+    return GroundedModel(
+        Grounding(library.retriever(name), model),
+        versions=lambda sources: {f"{name}:{s}": version for s, version in library.versions(name, sources).items()},
+    )
+
+
+def open_recall(
+    settings: Settings, memory: SqliteMemory | PostgresMemory | None, library: Library | None = None
+) -> Recall | None:
+    """What puts the memory in front of the cascades; None where there is none."""
+    if memory is None:
         return None
     from nearfar.router.recall import Recall
 
-    return Recall(open_memory(settings, store), per_user=settings.memory.per_user)
+    if library is None:
+        return Recall(memory, per_user=settings.memory.per_user)
+    from nearfar.retrieval.verified import VerifiedMemory
+
+    return Recall(VerifiedMemory(memory, partial(_versions, library)), per_user=settings.memory.per_user)
+
+
+def _versions(library: Library, sources: Iterable[str]) -> dict[str, str]:
+    """The present versions of sources named COLLECTION:SOURCE."""
+    by_collection: dict[str, list[str]] = {}
+    for name in sources:
+        collection, _, source = name.partition(":")
+        by_collection.setdefault(collection, []).append(source)
+    return {
+        f"{collection}:{source}": version
+        for collection, named in by_collection.items()
+        for source, version in library.versions(collection, named).items()
+    }
 
 
 def open_memory(settings: Settings, store: Store) -> SqliteMemory | PostgresMemory:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
-from nearfar.types import Answer, ChatModel, ModelCard, Query, StreamEnd, StreamEvent, TextDelta
+from nearfar.errors import UnsupportedOption
+from nearfar.types import FREE, Answer, ChatModel, ModelCard, Query, StreamEnd, StreamEvent, TextDelta
 
 from .citations import Citation
 from .grounding import Grounded, Grounding
+from .verified import Versions
 
 
 class GroundedModel:
@@ -22,10 +25,13 @@ class GroundedModel:
     Args:
         grounding: where the passages come from, and who answers; the model is closed with this one.
         name: the model's name; the inner model's unless told.
+        versions: of the passages' sources. With them the answer says under `extra["sources"]` what it rests on, so that
+            a memory can let go of it when one changes.
     """
 
-    def __init__(self, grounding: Grounding, *, name: str | None = None) -> None:
+    def __init__(self, grounding: Grounding, *, name: str | None = None, versions: Versions | None = None) -> None:
         self._grounding = grounding
+        self._versions = versions
         card = grounding.model.card
         self._card = replace(card, name=name or card.name)
 
@@ -40,9 +46,22 @@ class GroundedModel:
         return self._card
 
     async def complete(self, query: Query) -> Answer:
-        """The grounded answer."""
+        """The grounded answer.
+
+        Raises:
+            UnsupportedOption: the query has a budget and the model a price: what the passages cost is not known before.
+        """
+        if query.budget_usd is not None and self._card.price != FREE:
+            raise UnsupportedOption(
+                f"{self._card.name} reads passages, whose cost no budget can foresee; leave budget_usd out.",
+                param="budget_usd",
+            )
         grounded = await self._grounding.answer(query)
-        return replace(as_answer(grounded), model=self._card.name)
+        answer = replace(as_answer(grounded), model=self._card.name)
+        if self._versions is None or not grounded.citations:
+            return answer
+        cited = sorted({citation.chunk.source for citation in grounded.citations})
+        return replace(answer, extra={**answer.extra, "sources": await asyncio.to_thread(self._versions, cited)})
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The grounded answer in one piece: a citation can be checked in a whole sentence only."""

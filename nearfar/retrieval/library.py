@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from nearfar.errors import RequestError
-from nearfar.types import Filter, Hit, Query, Signals
+from nearfar.errors import DataError, RequestError
+from nearfar.types import Filter, Hit, Query, Retriever, Signals
 
 from .citations import Checked, check
 from .collection import Collection
@@ -32,6 +32,18 @@ class Attached:
     def checked(self, text: str) -> Checked:
         """An answer to the query with its citations checked against the passages."""
         return check(text, [hit.chunk for hit in self.hits], question=self.question)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A collection that is looked up when it is searched."""
+
+    library: Library
+    name: str
+
+    def search(self, query: str, *, k: int = 10, filter: Filter | None = None) -> list[Hit]:  # noqa: A002
+        """See `Collection.search`."""
+        return self.library.collection(self.name).search(query, k=k, filter=filter)
 
 
 class Library:
@@ -60,6 +72,17 @@ class Library:
             if name not in self._collections:
                 self._collections[name] = self._open(name)
             return self._collections[name]
+
+    def versions(self, name: str, sources: Iterable[str]) -> dict[str, str]:
+        """The present versions of those of the collection's documents that there are; none where it is gone."""
+        try:
+            return self.collection(name).versions(sources)
+        except (RequestError, DataError):
+            return {}
+
+    def retriever(self, name: str) -> Retriever:
+        """Searches the collection of this name, which is opened by the first search."""
+        return _Named(self, name)
 
     async def search(self, name: str, query: str, *, k: int = 10, filter: Filter | None = None) -> list[Hit]:  # noqa: A002
         """The passages of the collection that bear on the query, best first; see `Collection.search`."""

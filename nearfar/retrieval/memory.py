@@ -269,6 +269,9 @@ class SqliteMemory:
 
         return await self._store.read(count)
 
+    def close(self) -> None:
+        """Nothing: the store is its owner's."""
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def _same(self, connection: sqlite3.Connection, key: str, scope: Scope) -> Recollection | None:
