@@ -51,14 +51,14 @@ def route(
     as_json: opt.JsonOption = False,
     config: opt.ConfigOption = None,
 ) -> int:
-    """Show which tiers would be tried, and why; nothing is asked."""
+    """Show which tiers would be tried, and why; nothing is asked but the model that chooses for a router."""
     given = opt.QueryOptions(model, system, budget_usd, deadline_s, privacy, quality, max_tokens=max_tokens)
     query = given.query(opt.read_prompt(prompt))
 
     async def main() -> int:
         async with opt.opened(config) as wired:
             opt.refuse_contradictions(wired, query)
-            plan = wired.router.plan(query)
+            plan = await wired.router.preview(query)
             cards = wired.router.cards()
         bounds = {c.tier: cards[c.model].cost_bound_usd(query) for c in plan.candidates}
         if as_json:
@@ -91,6 +91,9 @@ def route(
             from .views import routing_label
 
             stdout().print(f"\nbegins at {escape(plan.routing.tier)}: {escape(routing_label(plan.routing))}")
+            if plan.routing.probabilities:
+                shares = sorted(plan.routing.probabilities.items(), key=lambda pair: -pair[1])
+                table(["worker", "probability"], [[escape(n), f"{p:.4f}"] for n, p in shares], right=["probability"])
         return DONE
 
     return asyncio.run(main())
