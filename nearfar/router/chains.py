@@ -13,9 +13,12 @@ from itertools import product
 from math import ceil, isfinite
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
+import msgspec
+
 from nearfar.errors import ConfigError, DataError
 
 from .p_values import Bets, binomial_p_value, difference_p_value, hoeffding_bentkus_p_value, least_labels
+from .policies import Policy
 
 T = TypeVar("T")
 
@@ -267,6 +270,38 @@ def _check(tiers: Sequence[ChainTier]) -> int:
         if not all(0 <= outcome <= 1 for outcome in tier.outcomes):
             raise DataError(f"An outcome of tier {tier.name!r} is not in [0, 1].")
     return n
+
+
+def chain_policy(policy: Policy, names: Sequence[str], fit: ChainFit) -> Policy:
+    """The policy with the chain's thresholds, and the bounds below which it gives up, for its tiers.
+
+    The chain must have been fitted on scores of this policy's scorers. A tier gives up only where it does not accept.
+
+    Args:
+        policy: its scorers; one tier per threshold.
+        names: of the chain's tiers but the last, in order.
+        fit: of `ChainFitter`.
+
+    Raises:
+        DataError: the fit found no setting.
+        ConfigError: the policy lacks a tier of the chain, or there are more or fewer names than thresholds.
+    """
+    setting = fit.setting
+    if setting is None:
+        raise DataError("No setting of the chain is good enough; label more queries, or allow more errors.")
+    if len(names) != len(setting.thresholds) or not set(names) <= set(policy.tiers):
+        raise ConfigError(
+            f"The chain was fitted for {len(setting.thresholds)} tiers and the policy {policy.label!r} has "
+            f"{', '.join(map(repr, sorted(policy.tiers)))}; name them in the chain's order, not {list(names)!r}."
+        )
+    tiers = dict(policy.tiers)
+    for name, threshold, bound in zip(names, setting.thresholds, setting.abstain_below, strict=True):
+        if bound is not None and threshold is not None:
+            bound = min(bound, threshold)
+        tiers[name] = msgspec.structs.replace(
+            tiers[name], threshold=threshold, abstain_below=bound, guarantee=fit.guarantee
+        )
+    return msgspec.structs.replace(policy, tiers=tiers)
 
 
 # --- annotating a whole data set -------------------------------------------------------------------------------------

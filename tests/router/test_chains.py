@@ -2,13 +2,20 @@
 
 import math
 import random
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis.strategies import floats, integers, lists
 
 from nearfar.errors import ConfigError, DataError
-from nearfar.router.chains import ChainFitter, ChainTier, annotate
+from nearfar.router.cascade import Cascade, Tier
+from nearfar.router.chains import ChainFitter, ChainTier, annotate, chain_policy
+from nearfar.router.policies import Policy, TierPolicy
+from nearfar.router.router import Router
+from nearfar.router.scorers import StatedProbability
+from nearfar.testing import ScriptedModel
+from nearfar.types import Answer, Query
 
 
 def chain(n=600, *, seed=0, far=0.95):
@@ -197,3 +204,50 @@ async def test_links_that_misbehave_are_refused():
     with pytest.raises(DataError, match="no number"):
         await annotate(["a"], [link_of({"a": ("x", math.nan)})])
     assert await annotate([], [short]) == []
+
+
+async def test_a_fitted_chain_runs_as_it_was_fitted():
+    """Its thresholds and its bounds for giving up, in a policy and in a cascade, cost what the fit says."""
+    tiers = chain(far=0.6)
+    fit = ChainFitter(0.05, delta=None, abstention_value=0.4).fit(tiers)
+    scorer = StatedProbability("s")
+    policy = chain_policy(
+        Policy(
+            name="p",
+            created_at=datetime.now(UTC),
+            nearfar_version="0",
+            tiers={name: TierPolicy(model=name, scorer=scorer, threshold=0.5) for name in ("small", "middle")},
+        ),
+        ["small", "middle"],
+        fit,
+    )
+    order = iter(range(len(tiers[0].outcomes)))
+    at = [0]
+
+    def model(tier):
+        def say(query):
+            at[0] = next(order) if tier is tiers[0] else at[0]
+            return Answer("x", cost_usd=tier.costs[at[0]], signals={"s": tier.scores[at[0]]} if tier.scores else {})
+
+        return ScriptedModel([say], name=tier.name)
+
+    steps = [
+        Tier(
+            model(tier),
+            scorer=fitted.scorer,
+            threshold=fitted.threshold,
+            accepts_nothing=fitted.accepts_nothing,
+            abstain_below=fitted.abstain_below,
+        )
+        for tier, fitted in ((tier, policy.tiers[tier.name]) for tier in tiers[:2])
+    ]
+    router = Router({"auto": Cascade([*steps, Tier(model(tiers[2]))], name="auto")}, {})
+
+    answers = [await router.answer(Query("?", when_unsure="abstain")) for _ in tiers[0].outcomes]
+
+    abstained = sum(answer.decision.reason == "abstained_early" for answer in answers)
+    assert fit.abstained > 0
+    assert abstained / len(answers) == pytest.approx(fit.abstained)
+    assert sum(answer.cost_usd for answer in answers) / len(answers) == pytest.approx(fit.cost)
+    with pytest.raises(ConfigError, match="chain's order"):
+        chain_policy(policy, ["small"], fit)
