@@ -129,3 +129,4 @@ def test_held_out_questions_are_scored_by_what_others_taught(tmp_path):
     assert found["n"] == 17
     assert found["how"] == "fitted on 43 other queries"
     assert found["notes"][0].startswith("2 training queries are also in the table")
+    assert found["baselines"]["tfidf-ridge"]["apgr"] > found["baselines"]["random"]["apgr"]

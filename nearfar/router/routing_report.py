@@ -98,6 +98,7 @@ class Scored:
     how: str
     is_cascade: bool  # the near model is asked before the choice, and paid
     notes: tuple[str, ...] = ()
+    taught_by: Sequence[RoutingExample] | None = None  # what a baseline is fitted on too; None: out of fold
 
 
 def score_by_signal(rows: Sequence[RoutedQuery], signal: str) -> Scored:
@@ -152,7 +153,7 @@ def score_by_router(
     scores = router.fit(kept).predict(examples)
     notes = (f"{dropped} training queries are also in the table and were left out.",) if dropped else ()
     how = f"fitted on {len(kept)} other queries"
-    return Scored(rows, scores, router.kind, how, is_cascade=router.reads_signals, notes=notes)
+    return Scored(rows, scores, router.kind, how, is_cascade=router.reads_signals, notes=notes, taught_by=kept)
 
 
 def as_examples(rows: Sequence[RoutedQuery]) -> list[RoutingExample]:
@@ -181,7 +182,8 @@ def report(
         weak: the weak model's name.
         strong: the strong model's.
         resamples: of the bootstrap.
-        with_baselines: random and oracle always cost little; length and TF-IDF ridge, fitted out of fold, need texts.
+        with_baselines: random and oracle always cost little; length and TF-IDF ridge, fitted as the router was, need
+            texts.
     """
     rows, notes = scored.rows, list(scored.notes)
     qualities = [row.weak for row in rows], [row.strong for row in rows]
@@ -191,7 +193,12 @@ def report(
     if with_baselines and all(row.text for row in rows):
         others["length"] = [float(len(row.text)) for row in rows]
         try:
-            others["tfidf-ridge"] = out_of_fold(make("tfidf-ridge"), as_examples(rows), NUM_FOLDS)
+            examples, plain = as_examples(rows), make("tfidf-ridge")
+            others["tfidf-ridge"] = (
+                out_of_fold(plain, examples, NUM_FOLDS)
+                if scored.taught_by is None
+                else plain.fit(scored.taught_by).predict(examples)
+            )
         except DataError as exc:
             notes.append(f"No TF-IDF baseline: {exc}")
     elif with_baselines:
