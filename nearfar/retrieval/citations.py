@@ -21,6 +21,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[
 _MARK = re.compile(r"\s*\[\s*(\d+(?:\s*[,;–-]\s*\d+)*)\s*\]")
 _LEADING_MARKS = re.compile(r"^((?:\s*\[\s*\d[\d\s,;–-]*\])+)\s*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NAME = re.compile(r"(?<=[\w,;)] )[A-Z][\w’'-]*")  # capitalised inside a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def support(sentence: str, passage: str, *, given: str = "") -> tuple[float, str
     """How far the passage says what the sentence says, in [0, 1], and the part of it that says most.
 
     The measure is the share of the sentence's stems that stand in two neighbouring sentences of the passage; 0 where
-    the sentence has a number that the whole passage has not.
+    the sentence has a number or a name that the whole passage has not.
 
     Args:
         sentence: without citations.
@@ -77,13 +78,16 @@ def support(sentence: str, passage: str, *, given: str = "") -> tuple[float, str
     numbers = {_plain(number) for number in _NUMBER.findall(sentence)} - {_plain(n) for n in _NUMBER.findall(given)}
     if not numbers <= {_plain(number) for number in _NUMBER.findall(passage)}:
         return 0.0, ""
+    there = set(words(passage)) | asked
+    if not all(there.issuperset(words(name)) for name in _NAME.findall(sentence)):
+        return 0.0, ""
     parts = sentences(passage)
     best, quote = 0.0, ""
     for start in range(len(parts)):
         for size in range(1, _WINDOW + 1):
             window = " ".join(parts[start : start + size])
-            there = set(words(window))
-            share = sum(stem in there for stem in wanted) / len(wanted)
+            said = set(words(window))
+            share = sum(stem in said for stem in wanted) / len(wanted)
             if share > best + 1e-9:
                 best, quote = share, window
     return best, quote
@@ -139,11 +143,17 @@ def check(text: str, chunks: Sequence[Chunk], *, question: str = "", min_support
     )
 
 
+def shown_text(chunk: Chunk) -> str:
+    """The passage as a model is shown it: with its document's title, where it has one that it does not begin with."""
+    title = str(chunk.metadata.get("title") or "")
+    return f"{title}: {chunk.text}" if title and not chunk.text.startswith(title) else chunk.text
+
+
 def _cite(number: int, sentence: str, chunks: Sequence[Chunk], question: str) -> Citation | None:
     if not 1 <= number <= len(chunks):
         return None
     chunk = chunks[number - 1]
-    share, quote = support(sentence, chunk.text, given=question)
+    share, quote = support(sentence, shown_text(chunk), given=question)
     return Citation(number, chunk, quote, share)
 
 

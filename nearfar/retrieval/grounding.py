@@ -15,7 +15,6 @@ from nearfar.errors import ConfigError, RequestError
 from nearfar.types import (
     Answer,
     ChatModel,
-    Chunk,
     Filter,
     Hit,
     Message,
@@ -26,7 +25,7 @@ from nearfar.types import (
     estimate_tokens,
 )
 
-from .citations import MIN_SUPPORT, Citation, check, sentences
+from .citations import MIN_SUPPORT, Citation, check, sentences, shown_text
 from .fusion import reciprocal_rank
 from .matching import content_words
 from .words import words
@@ -274,18 +273,13 @@ def fit_passages(hits: Sequence[Hit], tokens: int) -> tuple[Hit, ...]:
 
 def grounded_messages(query: Query, hits: Sequence[Hit], *, draft: str | None = None) -> tuple[Message, ...]:
     """The query's messages, the last user message with numbered passages before it."""
-    shown = "\n\n".join(f"[{number}] {_passage(hit.chunk)}" for number, hit in enumerate(hits, 1))
+    shown = "\n\n".join(f"[{number}] {shown_text(hit.chunk)}" for number, hit in enumerate(hits, 1))
     parts = [_INSTRUCTIONS, shown]
     if draft is not None and draft.strip():
         parts.append(f"{_REVISION}\n\n<draft>\n{draft.strip()}\n</draft>")
     parts.append(f"Question: {query.text}")
     last = max(i for i, message in enumerate(query.messages) if message.role == "user")
     return (*query.messages[:last], Message("user", "\n\n".join(parts)), *query.messages[last + 1 :])
-
-
-def _passage(chunk: Chunk) -> str:
-    title = str(chunk.metadata.get("title") or "")
-    return f"{title}: {chunk.text}" if title and not chunk.text.startswith(title) else chunk.text
 
 
 def _query(question: str | Query) -> Query:

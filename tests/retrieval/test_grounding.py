@@ -64,6 +64,17 @@ def test_number_that_the_passage_has_not_is_unsupported():
     assert support("The tower was built in 1899.", passage)[0] == 0.0
 
 
+def test_name_that_the_passage_has_not_is_unsupported():
+    """Unless the question had it; a document's title counts as part of its passage."""
+    passage = "The tower in Paris was designed by Gustave Eiffel and built in two years."
+    claim = "The tower in Paris was designed by Stephen Sauvestre and built in two years."
+
+    assert support(claim, passage)[0] == 0.0
+    assert support(claim, passage, given="Did Stephen Sauvestre design it?")[0] > 0
+    titled = Chunk("It was built in two years.", metadata={"title": "Eiffel Tower"})
+    assert check("The Eiffel Tower was built in two years [1].", [titled]).citations
+
+
 def test_short_answer_is_borne_out_by_what_it_adds():
     """The question's own words prove nothing."""
     question = "Which animals hunt mice at night?"
