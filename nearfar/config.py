@@ -183,6 +183,8 @@ class TierSettings(_Section):
     same_by: Literal["answer", "embedding", "entailment"] = "answer"  # which samples say the same
     judge: str | None = None  # the model that judges entailment; None: the tier's own
     abstain_below: float | None = Field(default=None, ge=0, le=1)  # a score below which no further tier is asked
+    error_cases: Path | None = None  # JSONL of past mistakes (question, wrong, right, reason) to show this tier
+    num_error_cases: PositiveInt = 5  # how many of them, the likest
 
 
 class RouterSettings(_Section):
@@ -828,6 +830,8 @@ class _Loader:
             if not isinstance(tier, dict):
                 raise self._error(f"{where}.tiers[{i}] must be a model's name or a table, not {tier!r}", "tiers")
             self._check_keys(f"{where}.tiers[{i}]", tier, TierSettings)
+            if isinstance(tier.get("error_cases"), str):
+                values["tiers"][i] = tier | {"error_cases": self._resolve(tier["error_cases"])}
         if isinstance(values.get("policy"), str):
             values["policy"] = self._resolve(values["policy"])
         if isinstance(values.get("policies"), list):

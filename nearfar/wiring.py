@@ -626,6 +626,12 @@ class _Cascades:
             abstain_below = fitted.abstain_below if abstain_below is None else abstain_below
         elif not is_last or model.card.placement == "near":
             scorer = self._default_scorer(settings)
+        if settings.error_cases is not None:
+            from nearfar.models.error_cases import WithErrorCases
+            from nearfar.retrieval.listed_errors import ListedErrors
+
+            cases = ListedErrors.load(settings.error_cases, self._find_embedder())
+            model = WithErrorCases(model, cases, k=settings.num_error_cases)
         return Tier(
             model,
             name=name,

@@ -10,6 +10,7 @@ from support.counting_upstream import CountingUpstream
 
 from nearfar.config import Settings, StoredKey, write_keys
 from nearfar.errors import ConfigError, DataError, NearfarError
+from nearfar.models.error_cases import WithErrorCases
 from nearfar.router.cascade import UNCALIBRATED_THRESHOLD
 from nearfar.router.policies import Policy, TierPolicy
 from nearfar.router.scorers import IsotonicScorer
@@ -122,6 +123,21 @@ def test_uncalibrated_tiers_have_the_default_scorer(load):
     assert near.threshold == UNCALIBRATED_THRESHOLD
     assert far.scorer is None
     assert (far.wants_draft, far.deadline_s) == (True, 3)
+
+
+async def test_a_tier_is_shown_past_mistakes(wire, tmp_path):
+    """The cases of the file beside the config go into its prompt; a file that is not there is refused."""
+    pytest.importorskip("wordllama", reason="the static embedder finds the cases")
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"question": "capital of Italy?", "wrong": "Milan", "right": "Rome"}\n')
+    text = REPLAY + '[cascades.both]\ntiers = ["near", {{ model = "far", error_cases = "{}" }}]\n'
+
+    _, far = wire(text.format("cases.jsonl")).cascades["both"].tiers
+
+    assert isinstance(far.model, WithErrorCases)
+    assert (await far.model.complete(Query("capital of France?"))).text == "It is Paris."
+    with pytest.raises(ConfigError, match=r"nowhere\.jsonl"):
+        wire(text.format("nowhere.jsonl"))
 
 
 def policy(name, *, tier="near", model="near", threshold=0.25):
