@@ -186,7 +186,7 @@ def test_what_was_flushed_survives_kill_9(tmp_path: Path):
         confirmed |= {line.strip() for line in lines if line.strip()}
 
     store = Store(path, [DECISIONS])
-    written = {id_ for (id_,) in store._read(lambda c: c.execute("SELECT id FROM decisions").fetchall())}
+    written = {id_ for (id_,) in store.read_now(lambda c: c.execute("SELECT id FROM decisions").fetchall())}
     store.close()
 
     assert len(confirmed) >= 300
