@@ -7,7 +7,8 @@ The memory holds questions with gold answers of five public sets. It is asked:
 - paraphrases: natural ones (two questions of the sets with the same answer that say the same) and made ones, six kinds;
 - near misses: natural ones (the nearest other question, with another answer) and made ones, six kinds: a number, a
   name, a negation, an opposite, a relation or the order of two names changed.
-A recalled answer is right if it is the answer of the question that was paraphrased, or the same gold answer. By-kind figures say how hard each kind is.
+A recalled answer is right if it is the answer of the question that was paraphrased, or the same gold answer. The
+figures by kind say how hard each is.
 
 Questions are parted in three by a hash: coefficients are fitted on the first part, the threshold on the second, and
 the third is measured. `by_split` repeats the last two over random halves of the second and third part.
