@@ -12,7 +12,7 @@ export NEARFAR_DATA   ?= ../shared/data
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: $(VENV)/.base ## answer a handful of questions on this machine
+demo: $(VENV)/.base ## answer a handful of questions on this machine, one from documents
 	@$(BIN)/nearfar demo
 
 test: $(VENV)/.dev ## every behaviour, large counts reduced
@@ -55,10 +55,10 @@ $(VENV)/.base: pyproject.toml
 	@echo "Setting up $(VENV) …" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[retrieval]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	@echo "Adding what tests and checks need …" >&2
-	@$(PIP) --editable '.[fit]' --group dev
+	@$(PIP) --editable '.[fit,retrieval]' --group dev
 	@touch $@

@@ -6,21 +6,21 @@ import asyncio
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nearfar.errors import NearfarError
 
 from . import options as opt
-from .ask import stream_answer
+from .ask import show_sources, stream_answer
 from .console import complain, remark, seconds, stdout, usd, waiting
 from .models import download_bar
 from .run import DONE, FAILED
 
 if TYPE_CHECKING:
     from nearfar.config import Settings
-    from nearfar.types import Decision
+    from nearfar.types import Decision, Query
     from nearfar.wiring import Wired
 
 #: Of each kind some: what a small model knows, what it half knows, and what it makes up.
@@ -32,6 +32,9 @@ _QUESTIONS = (
     "Who won the 1937 chess tournament in Kemeri?",
 )
 _MAX_TOKENS = 48
+#: What Python's own documentation holds, and a small model alone does not know for sure.
+_DOCUMENT_QUESTION = "How do I find the most common elements of a Counter?"
+_DOCUMENTS = "python-docs"
 
 
 def demo(config: opt.ConfigOption = None) -> int:
@@ -81,7 +84,9 @@ class _Demo:
         for question in _QUESTIONS:
             if not await self._ask(question):
                 return FAILED
-        self._sum_up(time.perf_counter() - started)
+        elapsed_s = time.perf_counter() - started
+        has_documents = await self._ask_documents()
+        self._sum_up(elapsed_s, has_documents=has_documents)
         return DONE
 
     async def _warm_up(self) -> None:
@@ -107,6 +112,42 @@ class _Demo:
             stdout().print(f"  {self._verdict(answer.decision)}\n")
         return True
 
+    async def _ask_documents(self) -> bool:
+        """Answers from the running Python's own documentation, with the file and line; whether it could be done."""
+        from nearfar.wiring import open_library
+
+        try:
+            await asyncio.to_thread(self._index_documents)
+            with closing(open_library(self._wired.settings)) as library:
+                attached = await library.attach(_documented_query(), _DOCUMENTS, k=1)
+        except NearfarError as exc:
+            remark(f"No answer from documents: {' '.join(str(exc).split())}\n")
+            return False
+        stdout().print(f"[bold]› {_DOCUMENT_QUESTION}[/] [dim]from Python's own documentation[/]")
+        try:
+            answer = await stream_answer(self._wired.router, attached.query)
+        except NearfarError as exc:
+            complain(" ".join(str(exc).split()))
+            return False
+        show_sources(attached, answer.text)
+        stdout().print()
+        return True
+
+    def _index_documents(self) -> None:
+        """Makes the collection of docstrings and help topics, or sees that it is up to date."""
+        from nearfar.retrieval.python_docs import index_python
+        from nearfar.wiring import open_collection_writer
+
+        started = time.perf_counter()
+        with waiting("reading Python's own documentation …"):
+            writer = open_collection_writer(self._wired.settings, _DOCUMENTS, embedder="static")
+            with writer:
+                report = index_python(writer)
+        if report.added:
+            files, passages = f"{report.added:,} files", f"{report.num_chunks:,} passages"
+            elapsed = seconds(time.perf_counter() - started)
+            remark(f"indexed Python's own documentation, {files} with {passages}, in {elapsed}\n")
+
     def _verdict(self, decision: Decision) -> str:
         """What the router thought of it, in rich markup of our own making."""
         from .views import score_label
@@ -123,7 +164,7 @@ class _Demo:
             return f"[yellow]unsure[/] [dim]· {score} · a far model would be asked, and none is configured · {facts}[/]"
         return f"[green]stayed near[/] [dim]· {score} · {facts}[/]"
 
-    def _sum_up(self, elapsed_s: float) -> None:
+    def _sum_up(self, elapsed_s: float, *, has_documents: bool) -> None:
         console = stdout()
         escalated = sum(1 for decision in self._decisions if decision.escalations)
         unsure = sum(1 for decision in self._decisions if not decision.escalations and _is_unsure(decision))
@@ -146,9 +187,16 @@ class _Demo:
         console.print("\nTry next:")
         console.print(f'  {command} ask "Why is the sky blue?" --explain', markup=False)
         console.print(f"  {command} chat", markup=False)
+        if has_documents:
+            question = "What does str.rpartition do?"
+            console.print(f'  {command} ask --docs {_DOCUMENTS} "{question}"', markup=False)
         console.print(
             f"  {command} serve      # then point any OpenAI client at http://127.0.0.1:8642/v1", markup=False
         )
+
+
+def _documented_query() -> Query:
+    return opt.QueryOptions(max_tokens=_MAX_TOKENS, temperature=0.0).query(_DOCUMENT_QUESTION)
 
 
 def _is_unsure(decision: Decision) -> bool:
