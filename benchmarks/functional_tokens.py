@@ -2,13 +2,16 @@
 
     python benchmarks/functional_tokens.py train [--out DIR] [--stop-after EPOCHS]     needs the [train] extra
     python benchmarks/functional_tokens.py minilm [--out DIR]                          needs the [minilm] extra
-    python benchmarks/functional_tokens.py collect zero-shot|trained [--out DIR] [--limit N]
+    python benchmarks/functional_tokens.py collect zero-shot|trained [--out DIR] [--limit N] [--seconds S]
+    python benchmarks/functional_tokens.py latency [--out DIR]
+    python benchmarks/functional_tokens.py agree zero-shot|trained --url URL --served NAME --limit N [--out DIR]
     python benchmarks/functional_tokens.py report [--out DIR]
 
 The 14 task families of `llmrouter_example` are the workers. A fifth of the queries, by a hash of their text, is held
 back: nothing is fitted on it. Another tenth sets the calibration and stops nothing. `train` fits the adapter, `collect`
-asks llama.cpp for the distribution of every query of the two parts and can be stopped and run again, `report` reads
-what is in DIR, adds the dull baselines and writes results/functional_tokens.json.
+asks llama.cpp for the distribution of every query of the two parts and can be stopped and run again, `agree` asks a
+server of the same weights (vLLM: the checkpoint dequantized, the adapter's folder `peft`), `report` reads what is in
+DIR, adds the dull baselines and writes results/functional_tokens.json.
 The data folder is $NEARFAR_DATA unless told; where it is missing nothing runs.
 """
 
@@ -22,18 +25,31 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from statistics import fmean, median
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow.parquet as pq
-from provenance import data_folder
+from provenance import data_folder, provenance, save
 
 from nearfar.models.llama_cpp import LlamaCppModel
+from nearfar.router.evaluation import expected_calibration_error
 from nearfar.router.functional_tokens.chooser import FunctionalTokens
+from nearfar.router.functional_tokens.distribution import (
+    Distribution,
+    LabelCalibration,
+    LabelLogprobs,
+    contextual,
+    distribution,
+)
+from nearfar.router.functional_tokens.fitting import fit_calibration
 from nearfar.router.functional_tokens.graph import Worker, WorkerGraph, free_labels
 from nearfar.router.functional_tokens.prompts import CONTENT_FREE, Style, choice_prompt
+from nearfar.types import Query, SamplingOptions
 
 DESCRIPTIONS = {
     "agentverse-logicgrid": "logic puzzles about houses in a row and who lives in which",
@@ -52,6 +68,7 @@ DESCRIPTIONS = {
     "trivia_qa": "trivia questions of quiz shows",
 }
 GENERAL = "mmlu"  # the broadest family takes what nobody is chosen for
+PACKAGES = ("xllamacpp", "scikit-learn", "numpy")
 Part = Literal["fit", "calibration", "held_back"]
 Kind = Literal["zero-shot", "trained"]
 
@@ -122,6 +139,8 @@ def train(out: Path, stop_after: int | None) -> None:
         stop_after=stop_after,
         progress=lambda at, total, loss: print(f"{at}/{total} {loss:.3f}", flush=True) if at % 10 == 0 else None,
     )
+    told = {key: value for key, value in asdict(done).items() if key not in ("gguf", "peft")}
+    (out / "adapter" / "training.json").write_text(json.dumps(told))
     print(done)
 
 
@@ -132,15 +151,19 @@ def model(kind: Kind, out: Path) -> LlamaCppModel:
     return base.with_lora("router") if kind == "trained" else base
 
 
-async def collect(kind: Kind, out: Path, parts: Sequence[Part], seconds: float) -> None:
-    """Asks the model for the distribution over the labels, query by query, and keeps each in a file as it comes."""
+async def collect(kind: Kind, out: Path, seconds: float, limit: int | None) -> None:
+    """Asks the model for the distribution over the labels, query by query, and keeps each in a file as it comes.
+
+    The order is that of the ids, which are hashes: the first so many are a random sample.
+    """
     path = out / f"{kind}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["id"] for line in path.read_text().splitlines()} if path.exists() else set()
     style: Style = "trained" if kind == "trained" else "described"
     chooser = FunctionalTokens(model(kind, out), graph(), style=style)
     rows = [(f"content free {i}", text) for i, text in enumerate(CONTENT_FREE)]
-    rows += [(each.id, each.text) for part in parts for each in items() if each.part == part]
+    of = sorted((each for each in items() if each.part != "fit"), key=lambda each: each.id)
+    rows += [(each.id, each.text) for each in of[:limit]]
     ends = time.monotonic() + seconds
     with path.open("a") as file:
         for i, (identity, text) in enumerate(row for row in rows if row[0] not in done):
@@ -166,19 +189,241 @@ async def collect(kind: Kind, out: Path, parts: Sequence[Part], seconds: float) 
     await chooser.model.aclose()
 
 
+def embed(out: Path) -> None:
+    """MiniLM's vector of every query, for the neighbours; needs the [minilm] extra."""
+    from nearfar.retrieval.embedders import MiniLM
+
+    found = items()
+    np.savez(out / "minilm.npz", ids=[each.id for each in found], vectors=MiniLM().embed([each.text for each in found]))
+
+
+async def latency(out: Path) -> None:
+    """Times the choice beside the same prompt's first token without one, and beside a prompt that is all computed."""
+    rows = []
+    for kind in ("zero-shot", "trained"):
+        if kind == "trained" and not (out / "adapter" / "adapter.gguf").exists():
+            continue
+        style: Style = "trained" if kind == "trained" else "described"
+        chooser = FunctionalTokens(model(kind, out), graph(), style=style)
+        await chooser.check()
+        plain = SamplingOptions(max_tokens=1, temperature=0.0)
+        for each in [each for each in items() if each.part == "held_back"][:40]:
+            prompt = Query(choice_prompt(chooser.graph.workers, each.text, style), sampling=plain)
+            first = await chooser.model.complete(Query("Hello.", sampling=plain))  # takes the slot's cache away …
+            whole = await timed(chooser.model.complete(prompt))  # … so that this computes the prompt, and one token
+            choice = await timed(chooser.logprobs(each.text))  # the prompt is there: one decode step and the choice
+            again = await timed(chooser.model.complete(prompt))  # the prompt is there: one decode step
+            assert first.usage is not None
+            rows.append((kind, whole, again, choice))
+        await chooser.model.aclose()
+    (out / "latency.json").write_text(json.dumps(rows))
+
+
+async def agree(kind: Kind, out: Path, url: str, served: str, limit: int) -> None:
+    """Compares a server's distributions with those that llama.cpp gave, query by query."""
+    from nearfar.models.openai_wire import OpenAIWireModel
+
+    wire = OpenAIWireModel(name="served", url=url, model=served, placement="near", supports_grammar=True)
+    chooser = FunctionalTokens(wire, graph(), style="trained" if kind == "trained" else "described")
+    await chooser.check()
+    kept, texts = rows_of(kind, out), {each.id: each.text for each in items()}
+    distances, same, unknown = [], [], 0
+    for identity in [each for each in kept if each in texts][:limit]:
+        found, _ = await chooser.logprobs(texts[identity])
+        ours, theirs = distribution(LabelLogprobs(kept[identity]["logprobs"])), distribution(found)
+        unknown += len(found.unknown)
+        same.append(ours.best == theirs.best)
+        gaps = [abs(p - theirs.probabilities.get(label, 0.0)) for label, p in ours.probabilities.items()]
+        distances.append(sum(gaps) / 2)
+    await wire.aclose()
+    found_facts = {
+        "n": len(same),
+        "same_worker": round(fmean(same), 4),
+        "total_variation_mean": round(fmean(distances), 4),
+        "total_variation_max": round(max(distances), 4),
+        "labels_not_shown": unknown,
+    }
+    (out / f"agree_{kind}.json").write_text(json.dumps(found_facts))
+    print(found_facts)
+
+
+async def timed(work: Awaitable[object]) -> float:
+    """Seconds that it took."""
+    started = time.perf_counter()
+    await work
+    return time.perf_counter() - started
+
+
+def rows_of(kind: Kind, out: Path) -> dict[str, dict[str, Any]]:
+    """What `collect` has kept, by query."""
+    path = out / f"{kind}.jsonl"
+    return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+
+
+def label_rows(rows: Mapping[str, dict[str, Any]], ids: Sequence[str]) -> list[LabelLogprobs]:
+    """The labels' log-probabilities of these queries."""
+    return [LabelLogprobs(rows[each]["logprobs"]) for each in ids]
+
+
+def tfidf(fit: Sequence[Item], test: Sequence[Item]) -> list[str]:
+    """Words and pairs of words, with logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    matrix = vectorizer.fit_transform([each.text for each in fit])
+    fitted = LogisticRegression(C=10, max_iter=300).fit(matrix, [each.worker for each in fit])
+    return list(fitted.predict(vectorizer.transform([each.text for each in test])))
+
+
+def neighbours(out: Path, fit: Sequence[Item], test: Sequence[Item], tune: Sequence[Item]) -> list[str] | None:
+    """The vote of the nearest by MiniLM, how many as does best on the calibration part; None: no vectors are there."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if not (out / "minilm.npz").exists():
+        return None
+    kept = np.load(out / "minilm.npz")
+    at = {identity: i for i, identity in enumerate(kept["ids"].tolist())}
+    vectors = {part: kept["vectors"][[at[each.id] for each in of]] for part, of in
+               (("fit", fit), ("test", test), ("tune", tune))}  # fmt: skip
+    workers = [each.worker for each in fit]
+
+    def of(k: int) -> Any:
+        return KNeighborsClassifier(k, metric="cosine", weights="distance").fit(vectors["fit"], workers)
+
+    best = max((5, 10, 20, 40), key=lambda k: of(k).score(vectors["tune"], [each.worker for each in tune]))
+    return list(of(best).predict(vectors["test"]))
+
+
+def figures(right: Sequence[bool], against: Sequence[bool] | None) -> dict[str, Any]:
+    """Accuracy with its bootstrap interval, and the paired difference to a baseline."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(right), (2000, len(right)))
+    values = np.array(right, float)
+    row: dict[str, Any] = {"accuracy": values.mean(), "interval": np.quantile(values[draws].mean(1), [0.025, 0.975])}
+    if against is not None:
+        gain = values - np.array(against, float)
+        row["minus_tfidf"] = [gain.mean(), *np.quantile(gain[draws].mean(1), [0.025, 0.975])]
+    return {key: np.round(value, 4).tolist() for key, value in row.items()}
+
+
+def report(out: Path) -> None:
+    """Writes results/functional_tokens.json and prints the table."""
+    found = items()
+    fit = [each for each in found if each.part == "fit"]
+    tune = [each for each in found if each.part == "calibration"]
+    kept = {kind: rows_of(kind, out) for kind in ("zero-shot", "trained")}
+    test = [
+        each for each in found if each.part == "held_back" and all(each.id in rows for rows in kept.values() if rows)
+    ]
+    wanted = [each.worker for each in test]
+    workers = graph()
+    name_of = {worker.label: worker.name for worker in workers.workers}
+    labels = list(name_of)
+
+    most = Counter(each.worker for each in fit).most_common(1)[0][0]
+    chosen: dict[str, list[str]] = {"majority": [most] * len(test), "TF-IDF + logistic regression": tfidf(fit, test)}
+    near = neighbours(out, fit, test, tune)
+    if near is not None:
+        chosen["MiniLM kNN"] = near
+    costs: dict[str, Any] = {}
+    sure: dict[str, Any] = {}
+    for kind, rows in kept.items():
+        if not rows:
+            continue
+        tests = label_rows(rows, [each.id for each in test])
+        tunes = [each for each in tune if each.id in rows]
+        free = label_rows(rows, [f"content free {i}" for i in range(len(CONTENT_FREE))])
+        readings = {"as it is": LabelCalibration()}
+        if kind == "zero-shot":
+            readings["contextual"] = contextual(free, labels)
+        start = readings.get("contextual", readings["as it is"])
+        told = [workers.by_name[each.worker].label for each in tunes]
+        fitted = fit_calibration(label_rows(rows, [each.id for each in tunes]), labels, told, start=start)
+        readings[f"calibrated on {len(tunes)} labels"] = fitted
+        for how, calibration in readings.items():
+            shares = [distribution(row, calibration) for row in tests]
+            chosen[f"SmolLM2 {kind}, {how}"] = [name_of[share.best or labels[0]] for share in shares]
+        sure[kind] = sureness(
+            shares, [name_of[share.best or labels[0]] == w for share, w in zip(shares, wanted, strict=True)]
+        )
+        of = [rows[each.id] for each in test]
+        costs[kind] = {
+            "completion_tokens": sorted({row["completion_tokens"] for row in of}),
+            "labels_shown": min(len(row["logprobs"]) for row in of),
+            "mean_prompt_tokens": round(fmean(row["prompt_tokens"] for row in of), 1),
+            "mean_tokens_computed": round(fmean(row["prompt_tokens"] - row["cached_tokens"] for row in of), 1),
+        }
+    right = {name: [a == b for a, b in zip(each, wanted, strict=True)] for name, each in chosen.items()}
+    base = right["TF-IDF + logistic regression"]
+    table = {name: figures(each, None if each is base else base) for name, each in right.items()}
+    for name, row in table.items():
+        print(f"{name:45s} {row['accuracy']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]")
+    adapter = out / "adapter"
+    timings: dict[str, Any] = {}
+    if (out / "latency.json").exists():
+        times = json.loads((out / "latency.json").read_text())
+        for kind in sorted({row[0] for row in times}):
+            names = ("prompt_and_one_token_s", "one_token_s", "choice_s")
+            timings[kind] = {
+                name: round(median(row[i] for row in times if row[0] == kind), 4) for i, name in enumerate(names, 1)
+            }
+    result = provenance("python benchmarks/functional_tokens.py report", PACKAGES) | {
+        "n": {"fit": len(fit), "calibration": len(tune), "held_back": len(test)},
+        "held_back_in_all": sum(each.part == "held_back" for each in found),
+        "accuracy": table,
+        "sureness": sure,
+        "cost": costs,
+        "latency_median_s": timings,
+        "agreement_with_vllm": {
+            kind: json.loads((out / f"agree_{kind}.json").read_text())
+            for kind in kept
+            if (out / f"agree_{kind}.json").exists()
+        },
+        "adapter": {
+            **(json.loads((adapter / "training.json").read_text()) if (adapter / "training.json").exists() else {}),
+            "gguf_bytes": (adapter / "adapter.gguf").stat().st_size if (adapter / "adapter.gguf").exists() else None,
+        },
+    }
+    print(save(result, "functional_tokens"))
+
+
+def sureness(shares: Sequence[Distribution], right: Sequence[bool]) -> dict[str, Any]:
+    """How well the probability of the chosen worker tells right from wrong, and what abstention leaves."""
+    p = [share.probabilities[share.best] if share.best else 0.0 for share in shares]
+    found: dict[str, Any] = {"ece": round(expected_calibration_error(p, [float(each) for each in right]), 4)}
+    for threshold in (0.5, 0.7, 0.9):
+        kept = [each for each, value in zip(right, p, strict=True) if value >= threshold]
+        share = round(len(kept) / len(right), 4)
+        found[f"at_least_{threshold}"] = {"share": share, "accuracy": round(fmean(kept), 4) if kept else None}
+    return found
+
+
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["train", "collect"])
+    parser.add_argument("part", choices=["train", "minilm", "collect", "latency", "agree", "report"])
     parser.add_argument("kind", nargs="?", choices=["zero-shot", "trained"], default="zero-shot")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")) / "functional_tokens")
     parser.add_argument("--stop-after", type=int, default=None, help="train: epochs of this call")
     parser.add_argument("--seconds", type=float, default=600.0, help="collect: time of this call")
+    parser.add_argument("--limit", type=int, default=None, help="collect, agree: queries")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="agree: the server")
+    parser.add_argument("--served", default="smollm2", help="agree: what it calls the model or the adapter")
     options = parser.parse_args()
-    if options.part == "train":
-        train(options.out, options.stop_after)
-    elif options.part == "collect":
-        asyncio.run(collect(options.kind, options.out, ["held_back", "calibration"], options.seconds))
+    match options.part:
+        case "train":
+            train(options.out, options.stop_after)
+        case "minilm":
+            embed(options.out)
+        case "collect":
+            asyncio.run(collect(options.kind, options.out, options.seconds, options.limit))
+        case "latency":
+            asyncio.run(latency(options.out))
+        case "agree":
+            asyncio.run(agree(options.kind, options.out, options.url, options.served, options.limit or 100))
+        case _:
+            report(options.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""The measured tables of functional-tokens.md, from the committed result of `benchmarks/functional_tokens.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- measured: functional tokens -->", "<!-- end of measured -->"
+
+
+def token_documents() -> Iterator[tuple[Path, str]]:
+    """The page with its tables as the result has them."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "functional_tokens.json").read_text())
+    path = ROOT / "docs" / "functional-tokens.md"
+    before, rest = path.read_text().split(BEGIN, 1)
+    yield path, f"{before}{BEGIN}\n{_measured(result)}\n{END}{rest.split(END, 1)[1]}"
+
+
+def _measured(result: dict[str, Any]) -> str:
+    n = result["n"]
+    intro = (
+        f"Choice among 14 workers, fitted on {n['fit']:,} queries, measured on {n['held_back']:,} that nothing was "
+        "fitted on; 95 % bootstrap intervals."
+    )
+    lines = [intro, "", "| who chooses | right | interval | less TF-IDF's |", "|---|---:|---|---|"]
+    for name, row in result["accuracy"].items():
+        gap = row.get("minus_tfidf")
+        shown = "" if gap is None else f"{gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]"
+        low, high = row["interval"]
+        lines.append(f"| {name} | {row['accuracy']:.3f} | [{low:.3f}, {high:.3f}] | {shown} |")
+    for kind, cost in result["cost"].items():
+        times = result["latency_median_s"].get(kind)
+        took = (
+            ""
+            if times is None
+            else (
+                f" Median {times['prompt_and_one_token_s'] * 1000:.0f} ms for a new prompt and one token, "
+                f"{times['choice_s'] * 1000:.0f} ms for a choice whose prompt is computed, "
+                f"{times['one_token_s'] * 1000:.0f} ms for a plain token there."
+            )
+        )
+        tokens = ", ".join(map(str, cost["completion_tokens"]))
+        lines += ["", (
+            f"{kind}: {tokens} token decoded per choice; the prompt has {cost['mean_prompt_tokens']:.0f} tokens, of "
+            f"which {cost['mean_tokens_computed']:.0f} are computed and the rest are there from the query before.{took}"
+        )]  # fmt: skip
+    for kind, facts in result["agreement_with_vllm"].items():
+        lines += ["", (
+            f"llama.cpp and vLLM, {kind}, {facts['n']} queries: the same worker for {facts['same_worker']:.1%}; total "
+            f"variation between the distributions {facts['total_variation_mean']:.3f} in the mean, "
+            f"{facts['total_variation_max']:.3f} at most."
+        )]  # fmt: skip
+    adapter = result["adapter"]
+    if adapter.get("gguf_bytes"):
+        lines += ["", (
+            f"The adapter: {adapter['num_parameters']:,} numbers, {adapter['gguf_bytes'] / 1e6:.1f} MB, "
+            f"{adapter['epochs']} passes over the queries on one core."
+        )]  # fmt: skip
+    return "\n".join(lines)
