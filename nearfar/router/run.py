@@ -733,13 +733,24 @@ class Run:
         decision = self._record(status, reason, given_step)
         await self._journal.flush()
         given = self._best if status == "answered" and self._best is not None else answer
-        return replace(
-            given,
-            text=answer.text,
-            cost_usd=decision.cost_usd,
-            is_cost_estimated=decision.is_cost_estimated,
-            latency_s=decision.latency_s["total"],
-            decision=decision,
+        return Answer(  # not `replace`, which costs every query twice this
+            answer.text,
+            given.model,
+            given.tool_calls,
+            given.finish_reason,
+            given.reasoning,
+            given.refusal,
+            given.logprobs,
+            given.usage,
+            decision.cost_usd,
+            decision.is_cost_estimated,
+            decision.latency_s["total"],
+            given.is_cached,
+            given.outcome_only,
+            given.correct,
+            given.extra,
+            decision,
+            given.signals,
         )
 
     async def _out_of_tiers(self) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import log
 
 import pytest
@@ -735,6 +735,39 @@ async def test_many_tiers_are_tried_in_order():
     assert answer.decision is not None
     assert answer.decision.escalations == 3
     assert FREE.cost_usd(Usage(1, 1)) == 0
+
+
+async def test_whatever_a_model_says_of_its_answer_comes_with_it():
+    """The router adds what it knows, and drops nothing."""
+    said = Answer(
+        "text",
+        "far",
+        (ToolCall("1", "f", "{}"),),
+        "tool_calls",
+        "thoughts",
+        "no",
+        (TokenLogprob("text", -0.1),),
+        Usage(1, 2),
+        0.5,
+        True,
+        1.0,
+        True,
+        True,
+        1.0,
+        {"more": 1},
+        None,
+        {"sure": 0.9},
+    )
+    router, _ = cascade_of(far(said, supports_logprobs=True))
+
+    given = await router.answer(Query("?", sampling=SamplingOptions(logprobs=True)))
+
+    decided = {"decision", "latency_s", "cost_usd", "is_cost_estimated"}
+    for each in fields(Answer):
+        default = Answer.__dataclass_fields__[each.name].default
+        assert each.name == "decision" or getattr(said, each.name) != default, "say something of every field"
+        if each.name not in decided:
+            assert getattr(given, each.name) == getattr(said, each.name), each.name
 
 
 # --- tiers whose policy accepts nothing ------------------------------------------------------------------------------
