@@ -1048,6 +1048,8 @@ def _describe(settings: Settings) -> Iterator[Setting]:
     groups |= {name: getattr(settings, name) for name in Settings.SECTIONS}
     for where, section in groups.items():
         values = section.model_dump(mode="json")
+        if isinstance(section, CascadeSettings):  # a tier shows what it was told
+            values["tiers"] = [tier.model_dump(mode="json", exclude_defaults=True) for tier in section.tiers]
         for key, value in values.items():
             name = f"{where}.{key}"
             yield Setting(name, _compact(value), settings.origins.get(name, "default"))
