@@ -1,0 +1,158 @@
+"""A vLLM server's model, or one of its LoRA adapters, as a near `ChatModel` that loads it when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from nearfar.errors import UnsupportedOption, UpstreamUnavailable
+from nearfar.models.openai_wire import OpenAIWireModel
+from nearfar.types import FREE, Answer, ModelCard, Price, Query, StreamEnd, StreamEvent
+
+from .engine import Address
+from .fleet import Fleet
+
+
+class EngineModel:
+    """Answers with an engine of a fleet.
+
+    Every answer carries the engine's load at that time as signals: `engine_queue` (requests in it),
+    `engine_kv_cache_use` in [0, 1] and `engine_tokens_per_s`.
+
+    Args:
+        fleet: whose engine it is.
+        engine: the engine's name.
+        adapter: the LoRA adapter that answers; None: the model itself.
+        name: the model's name in the config; None: the engine's, with the adapter's.
+        max_output_tokens: the most that it writes where the query names no limit or a higher one.
+        price: free, unless the user counts the electricity.
+        max_queue: requests in the engine from which the model says that it is unavailable; None: any number.
+        extra: body fields of every request.
+        read_timeout_s: the longest silence of the server.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        engine: str,
+        *,
+        adapter: str | None = None,
+        name: str | None = None,
+        served: str | None = None,
+        max_output_tokens: int | None = None,
+        price: Price = FREE,
+        max_queue: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+        read_timeout_s: float = 120.0,
+    ) -> None:
+        self._fleet = fleet
+        self._engine = fleet.engines[engine]
+        spec = self._engine.spec
+        self._served = served or spec.served_name(adapter)
+        self._owns_engine = adapter is None and name is None
+        self._max_queue = max_queue
+        self._extra = dict(extra or {})
+        self._read_timeout_s = read_timeout_s
+        self._wires: dict[Address, OpenAIWireModel] = {}
+        self._card = ModelCard(
+            name or spec.served_name(adapter),
+            "near",
+            context_window=spec.context_window,
+            max_output_tokens=max_output_tokens,
+            price=price,
+            supports_logprobs=True,
+            supports_tools=spec.tool_parser is not None,
+            supports_json_schema=True,
+            supports_grammar=True,
+            supports_choice=True,
+            passes_extra=True,
+        )
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is and can do."""
+        return self._card
+
+    async def complete(self, query: Query) -> Answer:
+        """The whole answer.
+
+        Raises:
+            UnsupportedOption: the query asks for something that the model cannot do.
+            UpstreamError: the engine cannot be loaded, or failed.
+        """
+        query = self._prepared(query)
+        async with self._fleet.lease(self._engine.spec.name, limit_s=query.deadline_s) as address:
+            try:
+                answer = await self._wire(address).complete(query)
+            except UpstreamUnavailable:
+                self._engine.suspect()
+                raise
+            return self._signed(answer)
+
+    async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
+        """The answer piece by piece; raises what `complete` raises."""
+        query = self._prepared(query)
+        async with self._fleet.lease(self._engine.spec.name, limit_s=query.deadline_s) as address:
+            try:
+                async with aclosing(self._wire(address).stream(query)) as events:
+                    async for event in events:
+                        yield StreamEnd(self._signed(event.answer)) if isinstance(event, StreamEnd) else event
+            except UpstreamUnavailable:
+                self._engine.suspect()
+                raise
+
+    def unavailable(self) -> str | None:
+        """Why the engine can take no query just now: it failed for good, or its queue is too long."""
+        engine = self._engine
+        if engine.state == "failed" and engine.failure is not None and not engine.failure.is_passing:
+            return f"its engine is not up: {engine.failure.reason}"
+        load = engine.load
+        if self._max_queue is not None and load is not None and load.running + load.waiting >= self._max_queue:
+            return f"its engine has {load.running + load.waiting} requests, and max_queue is {self._max_queue}"
+        return None
+
+    async def aclose(self) -> None:
+        """Closes the connections; the model itself stops its engine too. Twice is fine."""
+        for wire in self._wires.values():
+            await wire.aclose()
+        self._wires.clear()
+        if self._owns_engine:
+            await self._fleet.aclose(self._engine.spec.name)
+
+    def _prepared(self, query: Query) -> Query:
+        """The query with this model's own fields; refused before anything is loaded if it cannot be answered."""
+        for param, why in self._card.unmet(query).items():
+            raise UnsupportedOption(f"{self._card.name!r} {why}.", param=param)
+        if not self._extra:
+            return query
+        for key in self._extra:
+            if key in query.sampling.extra:
+                raise UnsupportedOption(f"{key!r} is set by the model {self._card.name!r}; leave it out.", param=key)
+        return replace(query, sampling=replace(query.sampling, extra={**query.sampling.extra, **self._extra}))
+
+    def _wire(self, address: Address) -> OpenAIWireModel:
+        found = self._wires.get(address)
+        if found is None:
+            card = self._card
+            found = self._wires[address] = OpenAIWireModel(
+                name=card.name,
+                url=f"{address.url}/v1",
+                model=self._served,
+                placement="near",
+                api_key=address.key,
+                context_window=card.context_window,
+                max_output_tokens=card.max_output_tokens,
+                price=card.price,
+                supports_tools=card.supports_tools,
+                supports_grammar=True,
+                modalities=card.modalities,
+                max_tokens_field="max_tokens",
+                read_timeout_s=self._read_timeout_s,
+            )
+        return found
+
+    def _signed(self, answer: Answer) -> Answer:
+        load = self._engine.load
+        return replace(answer, signals={**load.signals(), **answer.signals}) if load is not None else answer
