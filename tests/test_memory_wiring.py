@@ -1,8 +1,11 @@
 """A memory by the config: in front of the cascades, over documents, and gone with them."""
 
+import asyncio
 import json
 
+import openai
 import pytest
+from support.gateway import gateway_thread
 from typer.testing import CliRunner
 
 from nearfar.cli.app import app
@@ -10,7 +13,7 @@ from nearfar.config import Settings
 from nearfar.errors import ConfigError, DataError
 from nearfar.retrieval.matching import LIKENESS, MatchPolicy
 from nearfar.types import Query
-from nearfar.wiring import build
+from nearfar.wiring import build, gateway_doors
 
 pytest.importorskip("wordllama", reason="needs nearfar[retrieval]")
 pytest.importorskip("bm25s", reason="needs nearfar[retrieval]")
@@ -239,3 +242,37 @@ def test_command_refuses_pairs_that_are_none(run, tmp_path, content, message):
 
     assert isinstance(result.exception, DataError)
     assert message in str(result.exception)
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+async def test_clients_get_remembered_answers_vectors_and_ranks(wire):
+    """Whole and streamed, with the tier in the headers; the embedders and rerankers are the config's."""
+    wired = wire(MODEL + '[memory]\nenabled = true\npolicy = "memory.json"\n')
+
+    def ask() -> None:
+        with (
+            gateway_thread(wired.router, doors=gateway_doors(wired.settings)) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        ):
+            say = client.chat.completions.with_raw_response.create
+            first = say(model="auto", messages=[{"role": "user", "content": "What is the capital of France?"}])
+            other = [{"role": "user", "content": "what's the capital of france"}]
+            second = say(model="auto", messages=other)
+            stream = list(client.chat.completions.create(model="auto", messages=other, stream=True))
+            afresh = {"nearfar": {"memory": False}}
+            with pytest.raises(openai.APIStatusError):  # the recorded model does not know this wording
+                client.chat.completions.create(model="auto", messages=other, extra_body=afresh)
+            vector = client.embeddings.create(model="default", input="hello").data[0].embedding
+            body = {"query": "mice", "documents": ["Dogs bark.", "Cats hunt mice."]}
+            ranked = client.post("/rerank", body=body, cast_to=object)
+
+        assert first.headers["x-nearfar-tier"] == "near"
+        assert second.headers["x-nearfar-tier"] == "memory"
+        assert second.parse().choices[0].message.content == "It is Paris."
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == "It is Paris."
+        assert len(vector) == 256
+        assert ranked["results"][0]["index"] == 1
+
+    await asyncio.to_thread(ask)
