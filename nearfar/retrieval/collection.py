@@ -129,16 +129,17 @@ class Collection:
         vector = None
         if self._embedder is not None and mode != "words":
             vector = self._embedder.embed_queries([query])[0]
-        depth = max(k, _DEPTH)
+        has_vector = vector is not None and bool(vector.any())  # a text of unknown words only is like nothing
         with self._lock, self._database.checked():
             view = self._refreshed()
             allowed = self._allowed_ids(filter)
+            depth = max(k, _DEPTH) if mode == "hybrid" else k
             rankings = []
             if mode != "vectors":
-                rankings.append(self._hits("bm25", _by_words(view, query, depth, allowed)))
-            if vector is not None and vector.any():  # a text of unknown words only is like nothing
-                rankings.append(self._hits("cosine", _by_vectors(view, vector, depth, allowed)))
-        return self._fusion(rankings)[:k] if mode == "hybrid" else [hit for ranking in rankings for hit in ranking][:k]
+                rankings.append(self._hits("bm25", lambda depth: _by_words(view, query, depth, allowed), depth))
+            if vector is not None and has_vector:
+                rankings.append(self._hits("cosine", lambda depth: _by_vectors(view, vector, depth, allowed), depth))
+        return self._fusion(rankings)[:k] if mode == "hybrid" else [hit for ranking in rankings for hit in ranking]
 
     def chunks(self, source: str) -> list[Chunk]:
         """A document's chunks in its order; none where there is no such document."""
@@ -241,13 +242,19 @@ class Collection:
             self._allowed[key] = self._database.matching(wanted)
         return self._allowed[key]
 
-    def _hits(self, signal: str, ranking: Sequence[tuple[int, float]]) -> list[Hit]:
-        """The ranking's chunks; what was deleted a moment ago is left out."""
-        chunks = self._database.chunks([number for number, _ in ranking])
-        present = [(chunks[number], score) for number, score in ranking if number in chunks]
+    def _hits(self, signal: str, rank: Callable[[int], list[tuple[int, float]]], depth: int) -> list[Hit]:
+        """The best chunks of a ranking; in the place of what was deleted a moment ago come the next ones."""
+        asked = depth
+        while True:
+            ranking = rank(asked)
+            chunks = self._database.chunks([number for number, _ in ranking])
+            present = [(chunks[number], score) for number, score in ranking if number in chunks]
+            if len(present) >= depth or len(ranking) < asked:
+                break
+            asked *= 2
         return [
-            Hit(chunk, score, {signal: score, f"{signal}_rank": float(rank)})
-            for rank, (chunk, score) in enumerate(present, 1)
+            Hit(chunk, score, {signal: score, f"{signal}_rank": float(place)})
+            for place, (chunk, score) in enumerate(present[:depth], 1)
         ]
 
 
