@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, pi
+from typing import Protocol
 
 import msgspec
 
@@ -52,20 +53,19 @@ _SIGNALS_PER_WRITE = 32
 _SIGNALS_PER_EPOCH = 10_000
 
 
-class Learner:
-    """One row of what is learned: how its state is changed and read."""
+class Learner(Protocol):
+    """One row of what is learned: how its state is read and changed."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.version = 0  # of the copy in this process
+    name: str  # of the row
+    version: int  # of the copy in this process; 0: nothing was read yet
 
     def take(self, state: bytes | None) -> None:
         """Makes the stored state this process's copy; None: nothing is stored yet."""
-        raise NotImplementedError
+        ...
 
     def hear(self, connection: sqlite3.Connection, decision: Decision, outcome: float, previous: float | None) -> None:
         """Takes a decision's outcome in, inside the transaction that writes it; `previous` is what it was before."""
-        raise NotImplementedError
+        ...
 
 
 def _read(connection: sqlite3.Connection, name: str) -> tuple[int, bytes | None]:
@@ -81,7 +81,7 @@ def _write(connection: sqlite3.Connection, name: str, version: int, state: bytes
     )
 
 
-class LiveBandit(Learner):
+class LiveBandit:
     """A bandit that chooses among a cascade's tiers and learns from the outcomes of its choices.
 
     Args:
@@ -95,7 +95,8 @@ class LiveBandit(Learner):
     def __init__(self, cascade: str, fresh: ThompsonBandit) -> None:
         shape = msgspec.json.encode([sorted(fresh.beliefs), fresh.features])
         self.label = f"bandit {cascade}#{hashlib.sha256(shape).hexdigest()[:8]}"
-        super().__init__(self.label)
+        self.name = self.label
+        self.version = 0
         self._fresh = fresh
         self._bandit = fresh
 
@@ -153,7 +154,7 @@ class _Watched(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     epoch: int = 1  # of the shift test
 
 
-class LiveMonitor(Learner):
+class LiveMonitor:
     """Watches what a policy promises of one tier, on outcomes and signals as they come.
 
     Args:
@@ -177,7 +178,8 @@ class LiveMonitor(Learner):
         reference: Sequence[float] = (),
         false_alarm_rate: float = 0.05,
     ) -> None:
-        super().__init__(f"monitor {cascade}/{tier} {policy}")
+        self.name = f"monitor {cascade}/{tier} {policy}"
+        self.version = 0
         self.cascade = cascade
         self.tier = tier
         self.policy = policy
