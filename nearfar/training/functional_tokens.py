@@ -138,7 +138,7 @@ def train(
 
     if last == recipe.epochs:
         (out / "states.pt").unlink()
-    accuracy = _accuracy(network, validation, label_ids) if validation else None
+    accuracy = _accuracy(network, validation, label_ids, recipe.batch_size) if validation else None
     num_bytes = network.save(out, recipe)
     return Trained(
         out / "adapter.gguf",
@@ -314,13 +314,17 @@ def _schedule(done: int, total: int, warmup: float) -> float:
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (done - rising) / max(1, total - rising))) / 2
 
 
-def _accuracy(network: _Network, examples: Sequence[LabelledPrompt], label_ids: dict[str, int]) -> float:
+def _accuracy(
+    network: _Network, examples: Sequence[LabelledPrompt], label_ids: dict[str, int], batch_size: int
+) -> float:
     torch = _torch()
     ids, right = list(label_ids.values()), 0
-    with torch.no_grad():
-        for example in examples:
-            logits = network.upper(network.lower([network.tokens(example.messages)]))[0, ids]
-            right += ids[int(logits.argmax())] == label_ids[example.label]
+    lower = network.lower([network.tokens(example.messages) for example in examples])
+    for start in range(0, len(lower), batch_size):
+        with torch.no_grad():
+            best = network.upper(lower[start : start + batch_size])[:, ids].argmax(1).tolist()
+        wanted = examples[start : start + batch_size]
+        right += sum(ids[at] == label_ids[example.label] for at, example in zip(best, wanted, strict=True))
     return right / len(examples)
 
 
