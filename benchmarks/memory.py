@@ -17,15 +17,18 @@ the third is measured. `by_split` repeats the last two over random halves of the
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import json
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,10 +36,12 @@ from provenance import data_folder, provenance, save
 
 from nearfar.errors import DataError
 from nearfar.retrieval.embedders import find_embedder
-from nearfar.retrieval.matching import _COEFFICIENTS, likeness, match_signals
+from nearfar.retrieval.matching import COEFFICIENTS, MatchPolicy, likeness, match_signals
+from nearfar.retrieval.memory import MEMORY, SqliteMemory
 from nearfar.router.evaluation import wilson_interval
 from nearfar.router.guarantees import AcceptedError
-from nearfar.types import Embedder
+from nearfar.store import Store
+from nearfar.types import Embedder, Memo, Scope
 
 ALPHAS = (0.02, 0.05, 0.1)
 DELTA = 0.1
@@ -401,6 +406,30 @@ def _splits(pool: Sequence[tuple[float, float]], groups: Sequence[int], alpha: f
     }
 
 
+async def latency(held: Sequence[Question], embedder: Embedder) -> dict[str, Any]:
+    """Milliseconds of a recall from a memory of 5,000 questions: the very same, another wording, and another one."""
+    asked = {
+        "the very same": [question.text for question in held[:200]],
+        "another wording": [f"please tell me {question.text.lower()}" for question in held[200:400]],
+        "another question": [question.text for question in held[5000:5200]],
+    }
+    page: dict[str, Any] = {"memos": 5000}
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "memory.db", [MEMORY])
+        memory = SqliteMemory(store, embedder, policy=MatchPolicy(0.74))
+        for question in held[:5000]:
+            await memory.remember(Memo(question.text, question.answer), Scope())
+        for kind, texts in asked.items():
+            times = []
+            for text in texts:
+                started = time.perf_counter()
+                await memory.recall(text, Scope())
+                times.append((time.perf_counter() - started) * 1e3)
+            page[kind] = {"p50_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95))}
+        store.close()
+    return page
+
+
 def fit_coefficients(found: Sequence[Found]) -> None:
     """Prints the logistic coefficients of `match_signals` on the first part."""
     from sklearn.linear_model import LogisticRegression
@@ -414,7 +443,7 @@ def fit_coefficients(found: Sequence[Found]) -> None:
             if not (signals["odd_numbers"] or signals["odd_negation"] or signals["opposites"]):
                 rows.append(signals)
                 labels.append(right)
-    names = list(_COEFFICIENTS)
+    names = list(COEFFICIENTS)
     matrix = np.asarray([[row[name] for name in names] for row in rows])
     model = LogisticRegression(C=1.0, max_iter=5000).fit(matrix, labels)
     print(len(labels), sum(labels), "intercept", round(float(model.intercept_[0]), 2))
@@ -439,6 +468,7 @@ def main() -> None:
             fit_coefficients(found)
             continue
         results["embedders"][embedder.name] = measure(found)
+        results["embedders"][embedder.name]["latency"] = asyncio.run(latency(held, embedder))
         for title, row in results["embedders"][embedder.name]["measured"].items():
             print(
                 f"{title:34s} t={row['threshold']}  hits {row['hits']}/{row['lookups']}"

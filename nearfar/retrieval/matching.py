@@ -232,7 +232,7 @@ def _disorder(a: Sequence[str], b: Sequence[str]) -> float:
 #: Logistic coefficients of `match_signals`, fitted by benchmarks/memory.py --fit; a difference in a number or a
 #: negation is not weighed: it is another question.
 _INTERCEPT = -3.13
-_COEFFICIENTS: Mapping[str, float] = {
+COEFFICIENTS: Mapping[str, float] = {
     "shared": 5.35,
     "added": -0.27,
     "odd_names": -0.57,
@@ -254,7 +254,7 @@ def likeness(question: str, other: str) -> float:
     signals = match_signals(question, other)
     if any(signals[name] for name in _DECISIVE):
         return 0.0
-    logit = _INTERCEPT + sum(weight * signals[name] for name, weight in _COEFFICIENTS.items())
+    logit = _INTERCEPT + sum(weight * signals[name] for name, weight in COEFFICIENTS.items())
     return 1 / (1 + exp(-logit)) if logit > -700 else 0.0
 
 
