@@ -25,6 +25,9 @@ from .settings import METHOD, VERSION, NestedConfig
 #: Told after each block: blocks done, blocks in all.
 Progress = Callable[[int, int], None]
 
+#: Sets of layers that share their input, each with the second moments of it where they are known.
+Groups = list[tuple[list[str], torch.Tensor | None]]
+
 #: Files of a model folder that are copied as they are.
 _COPIED = (
     "generation_config.json",
@@ -53,7 +56,7 @@ class Options:
     widths: tuple[int, ...] = (2, 4, 6, 8)
     group_size: int | None = None
     precisions: tuple[int, ...] | None = None
-    num_samples: int = 64
+    num_samples: int = 32
     sample_tokens: int = 512
 
 
@@ -101,44 +104,42 @@ def quantize(
     except ValueError as exc:
         raise ConfigError(f"{exc}.") from exc
     source = Checkpoint.open(model)
-    blocks = _Blocks.open(model, source)
+    blocks = Blocks.open(model, source)
     group_size = options.group_size or _group_size(blocks)
     state = _state(model, source, calibration, options, group_size)
     _begin(out, state)
-    hidden = None if calibration is None else blocks.enter(_samples(model, calibration, options))
+    hidden = None if calibration is None else blocks.enter(samples(model, calibration, options))
     found: list[Sensitivity] = []
     shards = [f"model-{i + 1:05d}-of-{len(blocks) + 1:05d}.safetensors" for i in range(len(blocks) + 1)]
     if not (out / shards[0]).exists():
         write_shard(out / shards[0], {name: source.tensor(name) for name in blocks.outside}, {"format": "pt"})
     for number in range(len(blocks)):
         path = out / shards[number + 1]
+        states: list[torch.Tensor] = []
         if not path.exists():
             blocks.load(number)
-            tensors, sensitivities = _block(blocks, number, hidden, options.widths, group_size)
+            tensors, sensitivities, states = _block(blocks, number, hidden, options.widths, group_size)
             beside = {"format": "pt", "sensitivities": json.dumps(sensitivities)}
             write_shard(path, tensors, beside)
         elif hidden is not None and number + 1 < len(blocks):
             blocks.load(number)
+            states = [hidden.through(blocks.block, state) for state in hidden.states]
         for entry in json.loads(notes(path)["sensitivities"]):
             errors = {int(width): error for width, error in entry["errors"].items()}
             found.append(Sensitivity(tuple(entry["matrices"]), entry["num_weights"], errors))
-        if hidden is not None and number + 1 < len(blocks):
-            hidden.advance(blocks.block)
+        if hidden is not None:
+            hidden.states = states
         if progress is not None:
             progress(number + 1, len(blocks))
     return _finish(model, out, source, blocks, shards, found, options, group_size, measured=hidden is not None)
 
 
 @dataclass(slots=True)
-class _Hidden:
+class Hidden:
     """The states that enter the next block, for every sample, and what else blocks are called with."""
 
     states: list[torch.Tensor]
     arguments: dict[str, Any]
-
-    def advance(self, block: nn.Module) -> None:
-        """Passes all samples through a block."""
-        self.states = [self.through(block, state) for state in self.states]
 
     def through(self, block: nn.Module, state: torch.Tensor) -> torch.Tensor:
         """What the block makes of one sample."""
@@ -148,7 +149,7 @@ class _Hidden:
 
 
 @dataclass(slots=True)
-class _Blocks:
+class Blocks:
     """A model of one block, whose weights are exchanged: every block of the original in turn."""
 
     shell: nn.Module
@@ -159,7 +160,7 @@ class _Blocks:
     outside: tuple[str, ...] = field(default=())  # tensors of no block
 
     @classmethod
-    def open(cls, model: Path, source: Checkpoint) -> _Blocks:
+    def open(cls, model: Path, source: Checkpoint) -> Blocks:
         """Builds the shell.
 
         Raises:
@@ -226,7 +227,7 @@ class _Blocks:
         """The layers that become planes, by name in the block."""
         return {name: part for name, part in self.block.named_modules() if isinstance(part, nn.Linear)}
 
-    def enter(self, samples: Sequence[torch.Tensor]) -> _Hidden:
+    def enter(self, samples: Sequence[torch.Tensor]) -> Hidden:
         """The states that enter the first block."""
         states: list[torch.Tensor] = []
         arguments: dict[str, Any] = {}
@@ -240,23 +241,26 @@ class _Blocks:
             for sample in samples:
                 self.shell(sample[None], use_cache=False, logits_to_keep=1)
         handle.remove()
-        return _Hidden(states, arguments)
+        return Hidden(states, arguments)
 
 
 def _block(
-    blocks: _Blocks, number: int, hidden: _Hidden | None, widths: Sequence[int], group_size: int
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """The tensors of a block as they are written, and what its matrices lose at each width."""
+    blocks: Blocks, number: int, hidden: Hidden | None, widths: Sequence[int], group_size: int
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], list[torch.Tensor]]:
+    """The tensors of a block as they are written, what its matrices lose at each width, and the states after it."""
     linears = blocks.linears()
     start = f"{blocks.prefix}.{number}."
     kept = [name for name in blocks.names(number) if name.removesuffix(".weight") not in linears]
     tensors = {start + name: blocks.source.tensor(start + name) for name in kept}
-    groups = _moments(blocks.block, hidden, linears)
+    groups: Groups = [([name], None) for name in linears]
+    states: list[torch.Tensor] = []
+    if hidden is not None:
+        groups, states = moments(blocks.block, hidden, linears)
     sensitivities: list[dict[str, Any]] = []
-    for members, moments in groups:
+    for members, seen in groups:
         stacked = torch.cat([linears[name].weight.detach() for name in members])
         try:
-            weights = round_matrix(stacked, moments, widths=widths, group_size=group_size)
+            weights = round_matrix(stacked, seen, widths=widths, group_size=group_size)
         except ValueError as exc:
             raise DataError(f"{start + members[0]!r} cannot be quantized: {exc}.") from exc
         row = 0
@@ -271,7 +275,7 @@ def _block(
                 "errors": {} if hidden is None else _errors(blocks.block, hidden, linears, members, weights),
             }
         )
-    return tensors, sensitivities
+    return tensors, sensitivities, states
 
 
 def _rows(weights: NestedWeights, start: int, stop: int) -> dict[str, torch.Tensor]:
@@ -285,12 +289,8 @@ def _rows(weights: NestedWeights, start: int, stop: int) -> dict[str, torch.Tens
     return {name: torch.from_numpy(part.copy()) for name, part in parts.items()}
 
 
-def _moments(
-    block: nn.Module, hidden: _Hidden | None, linears: dict[str, nn.Linear]
-) -> list[tuple[list[str], torch.Tensor | None]]:
-    """Layers with one and the same input, each set with the sum of x·xᵀ over all samples."""
-    if hidden is None:
-        return [([name], None) for name in linears]
+def moments(block: nn.Module, hidden: Hidden, linears: dict[str, nn.Linear]) -> tuple[Groups, list[torch.Tensor]]:
+    """Layers with one and the same input, each set with the sum of x·xᵀ over all samples; and the states after."""
     sums: dict[str, torch.Tensor] = {}
     leader: dict[str, str] = {}
     seen: list[tuple[torch.Tensor, str]] = []
@@ -309,20 +309,19 @@ def _moments(
         return note
 
     handles = [part.register_forward_pre_hook(watch(name)) for name, part in linears.items()]
+    states = []
     for state in hidden.states:
         seen.clear()
-        hidden.through(block, state)
+        states.append(hidden.through(block, state))
     for handle in handles:
         handle.remove()
     unused = [name for name in linears if name not in leader]
-    groups: list[tuple[list[str], torch.Tensor | None]] = [
-        ([name for name in linears if leader.get(name) == first], sums[first]) for first in sums
-    ]
-    return groups + [([name], None) for name in unused]
+    groups: Groups = [([name for name in linears if leader.get(name) == first], sums[first]) for first in sums]
+    return groups + [([name], None) for name in unused], states
 
 
 def _errors(
-    block: nn.Module, hidden: _Hidden, linears: dict[str, nn.Linear], members: Sequence[str], weights: NestedWeights
+    block: nn.Module, hidden: Hidden, linears: dict[str, nn.Linear], members: Sequence[str], weights: NestedWeights
 ) -> dict[int, float]:
     """Squared error of the block's output on one sample, over the squared output, by width."""
     state = hidden.states[len(hidden.states) // 2]
@@ -343,7 +342,7 @@ def _finish(
     model: Path,
     out: Path,
     source: Checkpoint,
-    blocks: _Blocks,
+    blocks: Blocks,
     shards: Sequence[str],
     found: Sequence[Sensitivity],
     options: Options,
@@ -390,7 +389,7 @@ def _finish(
     )
 
 
-def _samples(model: Path, calibration: Path, options: Options) -> list[torch.Tensor]:
+def samples(model: Path, calibration: Path, options: Options) -> list[torch.Tensor]:
     """Pieces of the text, spread over all of it, as tokens."""
     from transformers import AutoTokenizer
 
@@ -417,7 +416,7 @@ def spread(tokens: torch.Tensor, count: int, length: int, *, name: str) -> Itera
         yield tokens[at : at + length]
 
 
-def _group_size(blocks: _Blocks) -> int:
+def _group_size(blocks: Blocks) -> int:
     columns = {part.in_features for part in blocks.linears().values()}
     return next((size for size in (128, 64, 32) if not any(count % size for count in columns)), 32)
 

@@ -35,6 +35,9 @@ _SHRINKS = tuple(1 - 0.04 * step for step in range(11))
 #: Columns whose errors are passed on together.
 _BLOCK = 64
 
+#: How strongly a fit holds on to what was before, in parts of the diagonal.
+_RIDGE = 1e-3
+
 #: Bytes of the largest intermediate of a fit.
 _FIT_BYTES = 64 << 20
 
@@ -282,20 +285,20 @@ def _fit(matrix: Tensor, moments: Tensor, codes: Tensor, grid: _Grid, widths: Se
     """Scales and offsets of every width, fitted to the codes; a width's offsets after its rounded scales."""
     top = widths[-1]
     target = matrix @ moments
-    slopes, offsets = _solve(_levels(codes, top, top), moments, target, group_size)
-    was = grid.scales
-    is_sane = (slopes > 0.5 * was) & (slopes < 2 * was)
-    scales, zeros = _storable(
-        torch.where(is_sane, slopes, was), torch.where(is_sane, offsets, was * grid.zeros / ZERO_STEPS)
-    )
+    before_slopes, before_offsets = grid.affine(widths)
+    before = before_slopes[-1], before_offsets[-1]
+    slopes, offsets = _solve(_levels(codes, top, top), moments, target, before, group_size)
+    is_sane = (slopes > 0.5 * grid.scales) & (slopes < 2 * grid.scales)
+    scales, zeros = _storable(torch.where(is_sane, slopes, before[0]), torch.where(is_sane, offsets, before[1]))
     refits, ranges = [], []
-    for width in widths[:-1]:
+    for place, width in enumerate(widths[:-1]):
         levels = _levels(codes, width, top)
-        slopes, offsets = _solve(levels, moments, target, group_size)
+        before = before_slopes[place], before_offsets[place]
+        slopes, offsets = _solve(levels, moments, target, before, group_size)
         packed, found = _storable_refit(slopes / scales, offsets / scales - zeros / ZERO_STEPS)
         rounded = scales * (found[0] + found[1] * (packed >> 4))
         value = levels.view(*rounded.shape, group_size) * rounded[:, :, None]
-        offsets = _solve_offsets(value.flatten(1), moments, target, group_size)
+        offsets = _solve_offsets(value.flatten(1), moments, target, offsets, group_size)
         again, found_again = _storable_refit(rounded, offsets / scales - zeros / ZERO_STEPS)
         refits.append((packed & 240) | (again & 15))
         ranges.append(torch.cat([found[:2], found_again[2:]]))
@@ -308,8 +311,12 @@ def _by_group(moments: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return half, half.view(-1, group_size, half.shape[1]).sum(1)
 
 
-def _solve(levels: Tensor, moments: Tensor, target: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+def _solve(
+    levels: Tensor, moments: Tensor, target: Tensor, before: tuple[Tensor, Tensor], group_size: int
+) -> tuple[Tensor, Tensor]:
     """Slopes and offsets of all groups of a row together, so that the row's outputs lose least: (rows, groups) each.
+
+    What the inputs leave open stays as it was `before`.
 
     Args:
         levels: of each weight, (rows, columns).
@@ -336,15 +343,17 @@ def _solve(levels: Tensor, moments: Tensor, target: Tensor, group_size: int) -> 
         normal[:, groups:, groups:] = both
         wanted = target[start : start + step].view(count, groups, group_size)
         right = torch.cat([(wanted * part).sum(2), wanted.sum(2)], 1)
+        was = torch.cat([part_before[start : start + step] for part_before in before], 1)
+        right -= (normal @ was[:, :, None])[:, :, 0]
         diagonal = normal.diagonal(dim1=1, dim2=2)
-        diagonal += 1e-6 * diagonal.mean(1, keepdim=True) + 1e-20
-        found[start : start + step] = torch.linalg.solve(normal, right)
+        diagonal += _RIDGE * diagonal + 1e-9 * diagonal.mean(1, keepdim=True) + 1e-30
+        found[start : start + step] = was + torch.linalg.solve(normal, right)
     return found[:, :groups], found[:, groups:]
 
 
-def _solve_offsets(values: Tensor, moments: Tensor, target: Tensor, group_size: int) -> Tensor:
+def _solve_offsets(values: Tensor, moments: Tensor, target: Tensor, before: Tensor, group_size: int) -> Tensor:
     """Offsets of all groups of a row together where the rest of each weight is `values`: (rows, groups)."""
     _, both = _by_group(moments, group_size)
-    missing = (target - values @ moments).view(len(values), -1, group_size).sum(2)
-    both = both + 1e-6 * both.diagonal().mean() * torch.eye(len(both))
-    return torch.linalg.solve(both, missing.T).T
+    missing = (target - values @ moments).view(len(values), -1, group_size).sum(2) - before @ both
+    both = both + torch.diag(_RIDGE * both.diagonal() + 1e-30)
+    return before + torch.linalg.solve(both, missing.T).T
