@@ -40,6 +40,11 @@ def names(text: str) -> set[str]:
     return found
 
 
+def name_runs(text: str) -> list[tuple[int, int]]:
+    """Where the runs of capitalised words and numbers stand, as start and end."""
+    return [match.span() for match in _RUN.finditer(text)]
+
+
 class Mentions:
     """Finds which of many names a text mentions, case aside.
 
