@@ -592,16 +592,25 @@ class _Loader:
             embedders=embedders,
             embedder_keys=self._embedder_keys,
             routers=routers,
-            memory_url=self._memory_url(sections["memory"], known),
+            memory_url=self._memory_url(sections["memory"], known, embedders),
         )
 
-    def _memory_url(self, memory: MemorySettings, embedders: Iterable[str]) -> SecretStr | None:
+    def _memory_url(
+        self, memory: MemorySettings, names: Iterable[str], embedders: Mapping[str, EmbedderSettings]
+    ) -> SecretStr | None:
         """The URL of the memory's Postgres, from the variable that the config names."""
-        if memory.embedder == "none" or memory.embedder not in embedders:
-            known = [name for name in embedders if name != "none"]
+        known = [name for name in names if name != "none"]
+        if memory.embedder not in known:
             raise self._error(
                 f"memory.embedder is {memory.embedder!r}{_did_you_mean(memory.embedder, known)}; the embedders are "
                 f"{_listed(known)}",
+                "embedder",
+            )
+        embedder = embedders.get(memory.embedder)
+        if memory.enabled and isinstance(embedder, OpenAIEmbedderSettings) and embedder.placement == "far":
+            raise self._error(
+                f"memory.embedder {memory.embedder!r} is far, and every question would go there, whatever its privacy; "
+                'take a near one, or say placement = "near" if the server is yours',
                 "embedder",
             )
         variable = memory.postgres_url_env

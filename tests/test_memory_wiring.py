@@ -81,6 +81,10 @@ async def test_no_memory_unless_it_is_enabled(wire):
     [
         ('embedder = "nine"', r"memory\.embedder is 'nine'"),
         ('embedder = "none"', r"memory\.embedder is 'none'"),
+        (
+            'embedder = "cloud"\n[embedders.cloud]\nkind = "openai"\nurl = "https://x/v1"\nmodel = "m"',
+            r"memory\.embedder 'cloud' is far",
+        ),
         ("ttl_s = 0", r"memory\.ttl_s"),
         ('postgres_url_env = "NF_TEST_URL"', r"\$NF_TEST_URL, which is not set"),
     ],

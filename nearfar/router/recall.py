@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import msgspec
 
-from nearfar.errors import DataError
+from nearfar.errors import NearfarError
 from nearfar.types import (
     Answer,
     Decision,
@@ -63,7 +63,7 @@ class Recall:
         started, created_at = time.perf_counter(), time.time()
         try:
             found = await self._memory.recall(query.text, self.scope(query, cascade))
-        except DataError as exc:
+        except NearfarError as exc:  # the store, or a server that embeds
             _logger.warning("the memory could not be read, so %r is asked: %s", cascade.name, exc)
             return None
         if found is None or not _is_short_enough(found.memo.answer, query):
@@ -97,7 +97,7 @@ class Recall:
         memo = Memo(query.text, answer.text, decision.model or "", _sources(answer), decision.id)
         try:
             await self._memory.remember(memo, self.scope(query, cascade))
-        except DataError as exc:
+        except NearfarError as exc:  # the store, or a server that embeds
             _logger.warning("an answer of %r was not remembered: %s", cascade.name, exc)
 
     def scope(self, query: Query, cascade: Cascade) -> Scope:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support.gateway import MemoryLog
 
-from nearfar.errors import DataError
+from nearfar.errors import DataError, NearfarError, UpstreamUnavailable
 from nearfar.router.cascade import Cascade, Tier
 from nearfar.router.recall import Recall
 from nearfar.router.router import Router
@@ -42,13 +42,16 @@ class DictMemory:
 
 
 class BrokenMemory:
-    """A memory whose file is gone."""
+    """A memory whose file, or whose embedder, is gone."""
+
+    def __init__(self, error: NearfarError) -> None:
+        self._error = error
 
     async def recall(self, question: str, scope: Scope) -> Recollection | None:
-        raise DataError("gone")
+        raise self._error
 
     async def remember(self, memo: Memo, scope: Scope) -> None:
-        raise DataError("gone")
+        raise self._error
 
 
 ASKED = Query("Capital of France?")
@@ -192,9 +195,10 @@ async def test_answer_keeps_the_versions_of_its_sources():
     assert [memo.sources for memo in memory.memos.values()] == [{"atlas.pdf": "abc"}]
 
 
-async def test_broken_memory_costs_no_answer(caplog):
+@pytest.mark.parametrize("error", [DataError("gone"), UpstreamUnavailable("gone", model="embedder")])
+async def test_broken_memory_costs_no_answer(caplog, error):
     """It is reported, and the cascade is asked."""
-    router = router_over(ScriptedModel(["Paris"]), BrokenMemory())
+    router = router_over(ScriptedModel(["Paris"]), BrokenMemory(error))
 
     assert (await router.answer(ASKED)).text == "Paris"
     assert "the memory could not be read" in caplog.text
