@@ -106,6 +106,11 @@ class _Run:
         """Reads the file if it is new or has changed."""
         source = str(path)
         try:
+            source.encode()
+        except UnicodeEncodeError:
+            self._failures.append((source.encode(errors="replace").decode(), "has a name that is not UTF-8; rename it"))
+            return
+        try:
             self._index(path, source)
         except Unreadable as exc:
             is_in_folder = path != self._root
