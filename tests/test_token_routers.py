@@ -142,6 +142,14 @@ def test_a_router_answers_and_shows_its_distribution(shell: Callable[..., subpro
     assert decision["routing"]["costs"][0]["usage"]["completion_tokens"] == 1
 
 
+def test_models_lists_the_routers(shell: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """With each worker's model."""
+    shown, as_json = shell("models"), shell("models", "--json")
+
+    assert "smollm2 chooses among other (recorded), code (recorded), math (recorded)" in shown.stdout
+    assert set(json.loads(as_json.stdout)["routers"]["domain"]) == {"other", "code", "math"}
+
+
 def test_a_calibration_is_fitted_and_used(shell: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """It says how right it is on queries that were held back, counts its versions, and decisions cite it."""
     first = shell("train", "calibration", "domain", "labels.jsonl", "--out", "domain.json", "--json")

@@ -42,7 +42,11 @@ def list_models(as_json: opt.JsonOption = False, config: opt.ConfigOption = None
                 for name, card in cards.items()
             ]
             cascades = {name: [tier.model for tier in cascade.tiers] for name, cascade in settings.cascades.items()}
-            write_json({"models": rows, "cascades": cascades})
+            routers = {
+                name: {worker: told.model for worker, told in router.workers.items()}
+                for name, router in settings.routers.items()
+            }
+            write_json({"models": rows, "cascades": cascades, "routers": routers})
             return DONE
         shown = []
         for name, card in cards.items():
@@ -61,6 +65,9 @@ def list_models(as_json: opt.JsonOption = False, config: opt.ConfigOption = None
             tiers = " → ".join(escape(tier.model) for tier in cascade.tiers)
             policy = f"policy {escape(str(cascade.policy.name))}" if cascade.policy else "uncalibrated"
             stdout().print(f"[bold]{escape(name)}[/]  {tiers}  [dim]{policy}[/]")
+        for name, router in settings.routers.items():
+            workers = ", ".join(f"{escape(worker)} ({escape(told.model)})" for worker, told in router.workers.items())
+            stdout().print(f"[bold]{escape(name)}[/]  {escape(router.model)} chooses among {workers}")
         return DONE
 
     return asyncio.run(main())
