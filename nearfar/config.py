@@ -131,6 +131,35 @@ class ReplaySettings(_ModelSettings):
     columns: dict[str, str] = Field(default_factory=dict)  # our name for a column → the table's
 
 
+class VllmSettings(_ModelSettings):
+    """A vLLM server on this machine, started when it is asked for; docs/engine.md."""
+
+    kind: Literal["vllm"]
+    model: str  # a folder, or a hub's name with revision; a GGUF goes to llama.cpp
+    revision: str | None = None  # the commit of a hub's model
+    quantization: str | None = None  # None: what the checkpoint says
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    loras: dict[str, Path] = Field(default_factory=dict)  # adapters' folders by name; each is a model NAME+ADAPTER
+    draft: str | None = None  # a smaller model that guesses ahead
+    draft_tokens: int = Field(4, ge=1, le=32)
+    memory_gib: PositiveFloat | None = None  # what it takes of engines.memory_gib; None: estimated
+    kv_cache_gib: PositiveFloat = 1.0  # on a CPU
+    gpu_share: float = Field(0.9, gt=0, le=1)  # of the GPU's memory
+    threads: PositiveInt | None = None  # on a CPU
+    port: int | None = Field(default=None, ge=1, le=65535)  # None: any free one
+    url: str | None = None  # a vLLM that runs already: used, never started or stopped
+    api_key_env: str | None = None  # with url
+    tool_parser: str | None = None  # vLLM's name for how this model writes tool calls; None: it takes no tools
+    trust_remote_code: bool = False
+    sleep: bool = False  # evicted by putting it to sleep; needs a GPU
+    max_queue: PositiveInt | None = None  # requests from which the model says that it is unavailable
+    start_timeout_s: PositiveFloat = 600.0
+    drain_timeout_s: PositiveFloat = 30.0
+    read_timeout_s: PositiveFloat = 120.0  # between two bytes
+    arguments: tuple[str, ...] = ()  # further ones for vLLM
+    environment: dict[str, str] = Field(default_factory=dict)  # further variables for vLLM
+
+
 class PythonSettings(_ModelSettings):
     """A Python callable: a classifier, a rule, a look-up."""
 
@@ -139,10 +168,13 @@ class PythonSettings(_ModelSettings):
     placement: Placement = "near"
 
 
-ModelSettings: TypeAlias = LlamaCppSettings | OpenAISettings | AnthropicSettings | ReplaySettings | PythonSettings
+ModelSettings: TypeAlias = (
+    LlamaCppSettings | VllmSettings | OpenAISettings | AnthropicSettings | ReplaySettings | PythonSettings
+)
 
 _KINDS: Mapping[str, type[ModelSettings]] = {
     "llama.cpp": LlamaCppSettings,
+    "vllm": VllmSettings,
     "openai": OpenAISettings,
     "anthropic": AnthropicSettings,
     "replay": ReplaySettings,
@@ -357,6 +389,14 @@ _EMBEDDER_KINDS: Mapping[str, type[EmbedderSettings]] = {
 BUILT_IN_EMBEDDERS = ("static", "minilm")
 
 
+class EnginesSection(_Section):
+    """The vLLM servers of this machine."""
+
+    python: Path | None = None  # of the environment that has vLLM; None: nearfar's own
+    memory_gib: PositiveFloat | None = None  # for all of them together; None: no limit
+    allow_untested: bool = False  # run a version of vLLM that nearfar was not tested with
+
+
 class DataSection(_Section):
     """Where nearfar keeps its files."""
 
@@ -399,6 +439,7 @@ class Settings:
     memory: MemorySettings = field(default_factory=MemorySettings)
     memory_url: SecretStr | None = None  # of the memory's Postgres; None: the local store
     routers: Mapping[str, TokenRouterSettings] = field(default_factory=dict)
+    engines: EnginesSection = field(default_factory=EnginesSection)
 
     SECTIONS: ClassVar[Mapping[str, type[_Section]]] = {
         "decisions": DecisionSettings,
@@ -407,6 +448,7 @@ class Settings:
         "data": DataSection,
         "retrieval": RetrievalSettings,
         "memory": MemorySettings,
+        "engines": EnginesSection,
     }
 
     @classmethod
@@ -439,6 +481,11 @@ class Settings:
     def collections_path(self) -> Path:
         """The folder with a folder for every collection of documents."""
         return self.retrieval.dir or self.data.dir / "collections"
+
+    @property
+    def engines_path(self) -> Path:
+        """The folder with the records and logs of vLLM servers."""
+        return self.data.dir / "engines"
 
     @property
     def keys_path(self) -> Path:
@@ -649,7 +696,7 @@ class _Loader:
                 is_list = isinstance(cls.model_fields[key].default, tuple)
                 values[key] = _split(self._env[variable]) if is_list else self._env[variable]
                 origins[f"{name}.{key}"] = f"${variable}"
-            elif isinstance(values.get(key), str) and key in {"path", "dir", "policy"}:
+            elif isinstance(values.get(key), str) and key in {"path", "dir", "policy", "python"}:
                 values[key] = self._resolve(values[key])
         if name == "data" and "dir" not in values:
             values["dir"] = _user_folder(self._env, "data")
@@ -694,15 +741,39 @@ class _Loader:
                 values[key] = self._resolve(values[key])
         if isinstance(values.get("loras"), dict):
             values["loras"] = {name: self._resolve(str(path)) for name, path in values["loras"].items()}
+        if cls is VllmSettings:
+            for key in ("model", "draft"):
+                if isinstance(values.get(key), str):
+                    values[key] = self._folder_or_name(values[key])
+            if str(values.get("model", "")).endswith(".gguf"):
+                cls, values = LlamaCppSettings, self._for_llama_cpp(where, values)
         model: ModelSettings = self._validate(cls, values, where)
+        if isinstance(model, VllmSettings) and model.api_key_env and not model.url:
+            raise self._error(
+                f"{where}.api_key_env needs url; a server that nearfar starts gets a key of its own", "api_key_env"
+            )
         if isinstance(model, LlamaCppSettings):
             if model.path and model.weights:
                 raise self._error(f"{where} has both path and weights; keep one", "weights")
             if not model.path and not model.weights:
                 model = model.model_copy(update={"weights": DEFAULT_WEIGHTS})
-        if isinstance(model, OpenAISettings | AnthropicSettings) and not re.match(r"https?://[^/\s]", model.url):
-            raise self._error(f"{where}.url must begin with http:// or https://, not {model.url!r}", "url")
+        url = model.url if isinstance(model, OpenAISettings | AnthropicSettings | VllmSettings) else None
+        if url is not None and not re.match(r"https?://[^/\s]", url):
+            raise self._error(f"{where}.url must begin with http:// or https://, not {url!r}", "url")
         return model
+
+    def _folder_or_name(self, model: str) -> str:
+        """A folder or file by its whole path; a hub's name as it is."""
+        path = self._resolve(model)
+        return str(path) if model.startswith((".", "/", "~")) or path.exists() else model
+
+    def _for_llama_cpp(self, where: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The table of a GGUF that was given to vLLM, for llama.cpp."""
+        for key in values:
+            if key not in LlamaCppSettings.model_fields and key != "model":
+                raise self._error(f"{where}.model is a GGUF, which llama.cpp runs without {key!r}; remove it", key)
+        others = {key: value for key, value in values.items() if key != "model"}
+        return {**others, "kind": "llama.cpp", "path": self._resolve(values["model"])}
 
     def _embedders(self, tables: dict[str, Any]) -> dict[str, EmbedderSettings]:
         embedders: dict[str, EmbedderSettings] = {}
@@ -748,7 +819,7 @@ class _Loader:
             )
 
     def _find_key(self, name: str, model: ModelSettings) -> None:
-        if not isinstance(model, OpenAISettings | AnthropicSettings):
+        if not isinstance(model, OpenAISettings | AnthropicSettings | VllmSettings):
             return
         variable = model.api_key_env
         if variable is None and isinstance(model, OpenAISettings) and model.url.rstrip("/") == OPENAI_URL:
@@ -1014,7 +1085,7 @@ def model_names(models: Mapping[str, ModelSettings]) -> list[str]:
     adapters = (
         f"{name}+{lora}"
         for name, model in models.items()
-        if isinstance(model, LlamaCppSettings)
+        if isinstance(model, LlamaCppSettings | VllmSettings)
         for lora in model.loras
     )
     return [*models, *adapters]
@@ -1022,7 +1093,7 @@ def model_names(models: Mapping[str, ModelSettings]) -> list[str]:
 
 def placement(model: ModelSettings) -> Placement:
     """Where the model runs."""
-    return "near" if isinstance(model, LlamaCppSettings) else model.placement
+    return "near" if isinstance(model, LlamaCppSettings | VllmSettings) else model.placement
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -26,6 +26,7 @@ from nearfar.config import (
     Settings,
     TierSettings,
     TokenRouterSettings,
+    VllmSettings,
     placement,
     read_keys,
 )
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from nearfar.router.predictive import PredictiveRouter
     from nearfar.router.recall import Recall
     from nearfar.router.sampled_signals import Probe
+    from nearfar.serving.engine.fleet import Fleet
+    from nearfar.serving.engine.spec import EngineSpec
     from nearfar.serving.gateway.app import Door
     from nearfar.serving.gateway.settings import GatewaySettings
 
@@ -103,10 +106,11 @@ def build(settings: Settings) -> Wired:
         limit = settings.budget.limit_usd
         budget = None if limit is None else Budget(store, name="all", limit_usd=limit, period=settings.budget.period)
         library = open_library(settings) if any(model.docs for model in settings.models.values()) else None
+        fleet = open_fleet(settings)
         models = {
             built.card.name: _grounded(_wrapped(built, model, store, budget), model, library)
             for name, model in settings.models.items()
-            for built in _with_adapters(build_model(settings, name), model)
+            for built in _with_adapters(build_model(settings, name, fleet), model, fleet)
         }
         learning = open_learning(settings, store)
         cascades = {
@@ -302,8 +306,68 @@ def _policies(name: str, cascade: CascadeSettings) -> list[Policy]:
     return policies
 
 
-def build_model(settings: Settings, name: str) -> ChatModel:
+def open_fleet(settings: Settings) -> Fleet | None:
+    """The vLLM servers that the settings name, none of them started; None where they name none."""
+    named = {name: model for name, model in settings.models.items() if isinstance(model, VllmSettings)}
+    if not named:
+        return None
+    from nearfar.serving.engine.engine import Address, Engine, Patience
+    from nearfar.serving.engine.fleet import Fleet
+    from nearfar.serving.engine.installation import find_vllm
+    from nearfar.serving.engine.records import Records
+    from nearfar.serving.engine.spec import GIB
+
+    section = settings.engines
+    find = cache(partial(find_vllm, section.python, allow_untested=section.allow_untested))
+    engines = []
+    for name, model in named.items():
+        spec = engine_spec(name, model)
+        spec.check()
+        key = settings.model_keys.get(name)
+        attach = None
+        if model.url is not None:
+            attach = Address(model.url.rstrip("/").removesuffix("/v1"), key.get_secret_value() if key else None)
+        patience = Patience(start_s=model.start_timeout_s, drain_s=model.drain_timeout_s)
+        engines.append(Engine(spec, home=settings.engines_path, find=find, patience=patience, attach=attach))
+    budget = None if section.memory_gib is None else int(section.memory_gib * GIB)
+    return Fleet(engines, records=Records(settings.engines_path), budget_bytes=budget)
+
+
+def engine_spec(name: str, model: VllmSettings) -> EngineSpec:
+    """What the server of a model is to be."""
+    from nearfar.serving.engine.spec import GIB, EngineSpec
+
+    return EngineSpec(
+        name,
+        model.model,
+        revision=model.revision,
+        quantization=model.quantization,
+        dtype=model.dtype,
+        context_window=model.context_window,
+        loras=model.loras,
+        draft=model.draft,
+        draft_tokens=model.draft_tokens,
+        memory_bytes=None if model.memory_gib is None else int(model.memory_gib * GIB),
+        kv_cache_bytes=int(model.kv_cache_gib * GIB),
+        gpu_share=model.gpu_share,
+        threads=model.threads,
+        port=model.port,
+        is_attached=model.url is not None,
+        tool_parser=model.tool_parser,
+        trusts_remote_code=model.trust_remote_code,
+        sleeps=model.sleep,
+        arguments=model.arguments,
+        environment=model.environment,
+    )
+
+
+def build_model(settings: Settings, name: str, fleet: Fleet | None = None) -> ChatModel:
     """The model of this name, without any wrapper.
+
+    Args:
+        settings: which models there are.
+        name: which one to build.
+        fleet: the vLLM servers; None: opened for this model alone.
 
     Raises:
         ConfigError: a file that it needs is missing.
@@ -315,6 +379,8 @@ def build_model(settings: Settings, name: str) -> ChatModel:
     match model:
         case LlamaCppSettings():
             return _llama_cpp(name, model)
+        case VllmSettings():
+            return _vllm(name, model, fleet or open_fleet(settings))
         case OpenAISettings():
             return _openai(name, model, api_key)
         case AnthropicSettings():
@@ -340,6 +406,22 @@ def _llama_cpp(name: str, model: LlamaCppSettings) -> ChatModel:
         temperature=model.temperature,
         loras=model.loras,
         price=_given_price(model) or FREE,
+    )
+
+
+def _vllm(name: str, model: VllmSettings, fleet: Fleet | None, adapter: str | None = None) -> ChatModel:
+    from nearfar.serving.engine.model import EngineModel
+
+    assert fleet is not None  # there is this model
+    return EngineModel(
+        fleet,
+        name,
+        adapter=adapter,
+        served=None if model.url is None else adapter or model.model,
+        max_output_tokens=model.max_output_tokens,
+        price=_given_price(model) or FREE,
+        max_queue=model.max_queue,
+        read_timeout_s=model.read_timeout_s,
     )
 
 
@@ -410,9 +492,12 @@ def _python(name: str, model: PythonSettings, config: Path | None) -> ChatModel:
     )
 
 
-def _with_adapters(built: ChatModel, model: ModelSettings) -> Iterator[ChatModel]:
+def _with_adapters(built: ChatModel, model: ModelSettings, fleet: Fleet | None) -> Iterator[ChatModel]:
     """The model, and each of its LoRA adapters on the same weights in the same memory."""
     yield built
+    if isinstance(model, VllmSettings):
+        for lora in model.loras:
+            yield _vllm(built.card.name, model, fleet, lora)
     if isinstance(model, LlamaCppSettings) and model.loras:
         from nearfar.models.llama_cpp import LlamaCppModel
 
@@ -469,9 +554,9 @@ def _wrapped(model: ChatModel, settings: ModelSettings, store: Store, budget: Bu
     if settings.concurrency is not None or settings.requests_per_minute is not None:
         model = Limited(model, settings.concurrency, settings.requests_per_minute)
     if is_remote:
-        model = CircuitBroken(model)
-        if settings.attempts > 1:
-            model = Retried(model, settings.attempts)
+        model = CircuitBroken(model)  # not around engines, which are mended while their requests wait
+    if is_remote or isinstance(settings, VllmSettings):
+        model = Retried(model, settings.attempts) if settings.attempts > 1 else model
     if budget is not None and model.card.price != FREE:
         model = Budgeted(model, budget)
     if settings.cache_ttl_s is not None:
@@ -487,6 +572,8 @@ def _identity(settings: ModelSettings) -> str:
             return f"{settings.path or settings.weights} {sorted(settings.loras.items())}"
         case OpenAISettings() | AnthropicSettings():
             return f"{settings.url} {settings.model}"
+        case VllmSettings():
+            return engine_spec("", settings).fingerprint
         case ReplaySettings():
             return f"{settings.table} {settings.model}"
         case PythonSettings():

@@ -16,6 +16,7 @@ from . import (
     demo,
     doctor,
     documents,
+    engine,
     evaluate,
     evaluate_retrieval,
     learning,
@@ -74,6 +75,7 @@ for _panel, _commands in _PANELS.items():
         app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(tools.app, name="tools", rich_help_panel="Answer")
 app.add_typer(models.app, name="models", rich_help_panel="Set up")
+app.add_typer(engine.app, name="engine", rich_help_panel="Set up")
 app.add_typer(memory.app, name="memory", rich_help_panel="Set up")
 app.add_typer(train.app, name="train", rich_help_panel="Set up")
 app.add_typer(serve.keys_app, name="keys", rich_help_panel="Set up")

@@ -193,7 +193,7 @@ async def _model(settings: Settings, name: str, model: ModelSettings) -> Check:
 
 async def _reach(settings: Settings, name: str, model: ModelSettings, built: ChatModel) -> str:
     """What shows that the model is there, at no cost."""
-    from nearfar.config import AnthropicSettings, LlamaCppSettings, OpenAISettings, ReplaySettings
+    from nearfar.config import AnthropicSettings, LlamaCppSettings, OpenAISettings, ReplaySettings, VllmSettings
     from nearfar.types import Query, SamplingOptions
 
     if isinstance(model, LlamaCppSettings):
@@ -210,6 +210,14 @@ async def _reach(settings: Settings, name: str, model: ModelSettings, built: Cha
         return f"{model.url} serves {model.model}"
     if isinstance(model, AnthropicSettings):
         return await _connect(model.url)
+    if isinstance(model, VllmSettings):
+        if model.url is not None:
+            return await _connect(model.url)
+        from nearfar.serving.engine.installation import find_vllm
+
+        section = settings.engines
+        found = await asyncio.to_thread(find_vllm, section.python, allow_untested=section.allow_untested)
+        return f"vLLM {found.version} on {'a GPU' if found.on_gpu else 'the CPU'} can be started"
     return f"{model.table} was read" if isinstance(model, ReplaySettings) else f"{model.callable} was loaded"
 
 

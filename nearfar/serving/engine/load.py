@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nearfar.errors import UpstreamUnavailable
+from nearfar.models.http import HttpClient
 from nearfar.types import Signals
 
 #: The weight of the newest measurement in the running mean of the speed.
@@ -58,3 +61,20 @@ def read_load(text: str, *, at: float, before: EngineLoad | None = None) -> Engi
         measured_at=at,
         tokens_per_s=speed,
     )
+
+
+async def fetch_load(url: str, key: str, *, name: str) -> EngineLoad:
+    """The load of the server at `url`, asked once.
+
+    Raises:
+        UpstreamError: it does not answer, or not with metrics.
+    """
+    headers = {"Authorization": f"Bearer {key}"}
+    http = HttpClient(model=name, url=url, headers=headers, connect_timeout_s=2.0, read_timeout_s=5.0)
+    try:
+        async with http.exchange("GET", http.endpoint("metrics")) as exchange:
+            return read_load((await exchange.read()).decode(), at=time.monotonic())
+    except ValueError as exc:
+        raise UpstreamUnavailable(f"{name!r} has no metrics: {exc}.", model=name) from exc
+    finally:
+        await http.aclose()

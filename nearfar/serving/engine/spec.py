@@ -80,6 +80,7 @@ class EngineSpec:
     gpu_share: float = 0.9  # of the GPU's memory, in (0, 1]
     threads: int | None = None  # on a CPU; None: vLLM's choice
     port: int | None = None  # None: any free one
+    is_attached: bool = False  # runs elsewhere already, so that nothing here is checked
     tool_parser: str | None = None  # vLLM's name for the way in which this model writes tool calls
     trusts_remote_code: bool = False  # runs Python that comes with the checkpoint
     sleeps: bool = False  # evicted by putting it to sleep; needs a GPU
@@ -188,6 +189,8 @@ class EngineSpec:
             ConfigError: one line that names the setting and the fix.
         """
         place = f"[models.{self.name}]"
+        if self.is_attached:
+            return
         if self.model.endswith(".gguf"):
             raise ConfigError(
                 f'{place} {self.model!r} is a GGUF, which llama.cpp runs. Set kind = "llama.cpp" and path.'
