@@ -31,6 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from provenance import data_folder, provenance, save
 
 from nearfar.retrieval.embedders import MiniLM, Remembered, StaticEmbedder, is_minilm_installed
 from nearfar.router.predictive import RoutingExample, RoutingQuery, make
-from nearfar.router.predictive.blend import out_of_fold
 from nearfar.router.predictive.fitting import fold_numbers
 from nearfar.router.routing_evaluation import (
     aiq,
@@ -147,6 +147,23 @@ class Keeper:
         kept: list[float] = json.loads(path.read_text())
         return kept
 
+    def out_of_fold(
+        self, table: str, name: str, router: Any, examples: Sequence[RoutingExample], only: int | None = None
+    ) -> list[float]:
+        """The router's pooled predictions, each by a fit without its fold; with `only`, that fold's, 0 elsewhere."""
+        folds, found = fold_numbers(examples, NUM_FOLDS), [0.0] * len(examples)
+        for fold in range(NUM_FOLDS) if only is None else [only]:
+            inside = [i for i, each in enumerate(folds) if each == fold]
+            taught = [example for example, each in zip(examples, folds, strict=True) if each != fold]
+
+            def score(taught: Any = taught, inside: Any = inside) -> list[float]:
+                predicted: list[float] = router.fit(taught).predict([examples[i] for i in inside])
+                return predicted
+
+            for i, value in zip(inside, self.scores(table, f"{name} {fold}", score), strict=True):
+                found[i] = value
+        return found
+
     def minilm(self) -> Embedder | None:
         """MiniLM with the vectors that are kept; None where it is not installed and nothing is kept."""
         path = self.folder / "minilm.npz" if self.folder else None
@@ -181,8 +198,8 @@ def keep_vectors(path: Path, tables: Sequence[str]) -> None:
     np.savez(path, name=embedder.name, texts=np.array(list(texts)), vectors=vectors)
 
 
-def predictive(table: str, keeper: Keeper, only: str | None) -> dict[str, Any] | None:
-    """Every router on one table; None where only one router's scores were made."""
+def predictive(table: str, keeper: Keeper, only: str | None, fold: int | None) -> dict[str, Any] | None:
+    """Every router on one table; None where only one router's scores were made, or those of one fold."""
     weak, strong = PAIRS[table]
     examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
     routers: dict[str, tuple[str, Embedder | None]] = {
@@ -197,8 +214,7 @@ def predictive(table: str, keeper: Keeper, only: str | None) -> dict[str, Any] |
     scores = {} if only else baselines(examples)
     for shown, (name, embedder) in routers.items():
         if only in (None, shown):
-            router = make(name, embedder=embedder)
-            scores[shown] = keeper.scores(table, shown, lambda r=router: out_of_fold(r, examples, NUM_FOLDS))
+            scores[shown] = keeper.out_of_fold(table, shown, make(name, embedder=embedder), examples, fold)
     return measured(table, weak, strong, examples, scores) if only is None else None
 
 
@@ -251,7 +267,7 @@ def cascade(
     if minilm is not None and texts is None:
         made["hybrid (MiniLM)"] = make("hybrid", signals=signals, embedder=minilm)
     for name, router in made.items():
-        scores[name] = keeper.scores(table, name, lambda r=router: out_of_fold(r, examples, NUM_FOLDS))
+        scores[name] = keeper.out_of_fold(table, name, router, examples)
     return {
         "table": table,
         "weak": weak,
@@ -288,8 +304,9 @@ def logs() -> dict[str, Any]:
     that of the prompt with the likest past mistakes of a small model (error cases) where the paper recorded one, which
     it did for the lines that it routed, else that of the plain prompt; "plain" takes the plain one always. Where it and
     the classifier disagree, a logistic regression on the gap between the classifier's log-probabilities of the two
-    labels, fitted to the other four of five folds of the lines sent on, says whom to follow. "replaced" follows the
-    plain prompt's answer blindly.
+    labels, fitted to the other four of five folds of all vendors' lines sent on, the own vendor's counting ten times,
+    says whom to follow; counting once or three times, the log level's mean is the same within .001, and one vendor's
+    modules lose one line. "replaced" follows the plain prompt's answer blindly.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -308,12 +325,15 @@ def logs() -> dict[str, Any]:
             TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2),
         )
         matrix = features.fit_transform([log_text(each) for each in train])
+        parts = []
         for system in ("csrouters", "csswitch", "hwrouters", "hwswitch"):
             weights = [3.0 if each["system"] == system else 1.0 for each in train]
             model = LogisticRegression(C=30, max_iter=300).fit(matrix, labels, sample_weight=weights)
             test = [each for each in recorded if (each["task"], each["system"]) == (task, system)]
             probabilities = model.predict_proba(features.transform([log_text(each) for each in test]))
-            rows.append(log_cascade(task, system, test, [str(each) for each in model.classes_], probabilities.tolist()))
+            parts.append(LogPart(task, system, test, [str(each) for each in model.classes_], probabilities.tolist()))
+        for part in parts:
+            rows.append(log_cascade(part, parts))
             print(rows[-1], flush=True)
     levels = [row for row in rows if row["task"] == "lp" and row["num_recorded"] == row["n"]]
     return {
@@ -331,28 +351,55 @@ def log_text(line: Mapping[str, Any]) -> str:
     return f"{apart} SYSTEM{line['system']}"
 
 
-def log_cascade(
-    task: str, system: str, test: Sequence[Mapping[str, Any]], classes: Sequence[str], probabilities: list[list[float]]
-) -> dict[str, Any]:
+@dataclass
+class LogPart:
+    """One vendor's lines of one task, and what the classifier and the recorded model say of them."""
+
+    task: str
+    system: str
+    test: Sequence[Mapping[str, Any]]
+    classes: Sequence[str]
+    probabilities: list[list[float]]
+
+    def __post_init__(self) -> None:
+        self.gold = [str(each["gold"]) for each in self.test]
+        self.near = [self.classes[row.index(max(row))] for row in self.probabilities]
+        recorded = (i for i in range(len(self.test)) if self.test[i]["llm_icl"] is not None)
+        self.order = sorted(recorded, key=lambda i: max(self.probabilities[i]))
+        self.sent = self.order[: len(self.test) // 4]
+        queries = [RoutingQuery(self.test[i]["text"]) for i in self.sent]
+        self.folds = dict(zip(self.sent, fold_numbers(queries, NUM_FOLDS), strict=True))
+        self.plain = {i: parsed(self.test[i]["llm_icl"], self.classes) for i in self.sent}
+        self.shown = {
+            i: parsed(self.test[i]["llm_ecr"], self.classes) for i in self.sent if self.test[i].get("llm_ecr")
+        }
+        self.votes = {i: self.shown.get(i) or self.plain[i] for i in self.sent}
+
+    def gaps(self, votes: Mapping[int, str | None]) -> dict[int, float]:
+        """Log-probability of the classifier's label less that of the vote, where they disagree."""
+        return {
+            i: math.log(max(max(row), 1e-4) / max(row[self.classes.index(vote)], 1e-4))
+            for i, vote in votes.items()
+            if vote is not None and vote != self.near[i]
+            for row in [self.probabilities[i]]
+        }
+
+
+def log_cascade(part: LogPart, parts: Sequence[LogPart]) -> dict[str, Any]:
     """The small model alone, and with the recorded one on the least sure quarter."""
-    gold = [str(each["gold"]) for each in test]
-    near = [classes[row.index(max(row))] == label for row, label in zip(probabilities, gold, strict=True)]
-    order = sorted((i for i in range(len(test)) if test[i]["llm_icl"] is not None), key=lambda i: max(probabilities[i]))
-    sent = order[: len(test) // 4]
-    plain = {i: parsed(test[i]["llm_icl"], classes) for i in sent}
-    shown = {i: parsed(test[i]["llm_ecr"], classes) for i in sent if test[i].get("llm_ecr")}
+    gold, sent, plain, shown = part.gold, part.sent, part.plain, part.shown
+    near = [label == right for label, right in zip(part.near, gold, strict=True)]
+    joined = [label == right for label, right in zip(judged(part, parts, "votes"), gold, strict=True)]
+    by_plain = [label == right for label, right in zip(judged(part, parts, "plain"), gold, strict=True)]
+    replaced = [plain[i] == gold[i] if i in plain else near[i] for i in range(len(gold))]
     both = [i for i in sent if shown.get(i) is not None]
-    votes = {i: shown.get(i) or plain[i] for i in sent}
-    joined = [right == label for right, label in zip(judged(test, classes, probabilities, votes), gold, strict=True)]
-    by_plain = [right == label for right, label in zip(judged(test, classes, probabilities, plain), gold, strict=True)]
-    replaced = [plain[i] == gold[i] if i in plain else near[i] for i in range(len(test))]
     paired = [float(after) - float(before) for before, after in zip(near, joined, strict=True)]
     return {
-        "task": task,
-        "system": system,
-        "n": len(test),
-        "num_recorded": len(order),
-        "sent": len(sent) / len(test),
+        "task": part.task,
+        "system": part.system,
+        "n": len(gold),
+        "num_recorded": len(part.order),
+        "sent": len(sent) / len(gold),
         "small_alone": statistics.fmean(near),
         "cascade": statistics.fmean(joined),
         "cascade_plain": statistics.fmean(by_plain),
@@ -367,38 +414,29 @@ def log_cascade(
     }
 
 
-def judged(
-    test: Sequence[Mapping[str, Any]],
-    classes: Sequence[str],
-    probabilities: list[list[float]],
-    votes: Mapping[int, str | None],
-) -> list[str]:
+def judged(part: LogPart, parts: Sequence[LogPart], which: str) -> list[str]:
     """The label of each line: the classifier's, or that of the recorded vote where it is likelier to be right."""
     from sklearn.linear_model import LogisticRegression
 
-    found = [classes[row.index(max(row))] for row in probabilities]
-    folds = dict(zip(votes, fold_numbers([RoutingQuery(test[i]["text"]) for i in votes], NUM_FOLDS), strict=True))
-    gaps = {
-        i: math.log(max(max(probabilities[i]), 1e-4) / max(probabilities[i][classes.index(vote)], 1e-4))
-        for i, vote in votes.items()
-        if vote is not None and vote != found[i]
-    }
-    chosen = list(found)
+    votes: dict[int, str | None] = getattr(part, which)
+    gaps, chosen = part.gaps(votes), list(part.near)
     for fold in range(NUM_FOLDS):
-        # A line on which both are wrong says nothing about whom to follow.
-        others = [i for i in gaps if folds[i] != fold and str(test[i]["gold"]) in (votes[i], found[i])]
-        is_vote_right = [votes[i] == str(test[i]["gold"]) for i in others]
-        inside = [i for i in gaps if folds[i] == fold]
-        if not inside:
-            continue
-        if len(set(is_vote_right)) < 2:
-            follows = [bool(is_vote_right and is_vote_right[0])] * len(inside)
-        else:
-            model = LogisticRegression().fit([[gaps[i]] for i in others], is_vote_right)
-            follows = model.predict([[gaps[i]] for i in inside]).tolist()
-        for i, is_followed in zip(inside, follows, strict=True):
-            if is_followed:
-                chosen[i] = votes[i] or found[i]
+        inside = [i for i in gaps if part.folds[i] == fold]
+        known: list[tuple[float, bool, float]] = []  # gap, whether the vote is right, weight
+        for other in parts:
+            told = getattr(other, which)
+            # A line on which both are wrong says nothing about whom to follow.
+            known += [
+                (gap, told[i] == other.gold[i], 10.0 if other is part else 1.0)
+                for i, gap in other.gaps(told).items()
+                if other.folds[i] != fold and other.gold[i] in (told[i], other.near[i])
+            ]
+        model = LogisticRegression().fit(
+            [[gap] for gap, _, _ in known], [is_right for _, is_right, _ in known], [weight for *_, weight in known]
+        )
+        for i in inside:
+            if model.predict([[gaps[i]]])[0]:
+                chosen[i] = votes[i] or part.near[i]
     return chosen
 
 
@@ -488,6 +526,7 @@ def main() -> None:
     parser.add_argument("part", choices=["predictive", "cascades", "logs", "latency", "parity", "curve", "vectors"])
     parser.add_argument("--table", choices=list(PAIRS))
     parser.add_argument("--router", help="make only this router's scores, and keep them")
+    parser.add_argument("--fold", type=int, choices=range(NUM_FOLDS), help="and of this fold alone")
     parser.add_argument("--keep", type=Path, help="a folder for vectors and scores")
     options = parser.parse_args()
     if options.router and not options.keep:
@@ -506,7 +545,11 @@ def main() -> None:
     elif options.part in ("predictive", "curve"):
         for table in tables:
             started = time.perf_counter()
-            figures = predictive(table, keeper, options.router) if options.part == "predictive" else curve(table)
+            figures = (
+                predictive(table, keeper, options.router, options.fold)
+                if options.part == "predictive"
+                else curve(table)
+            )
             if figures is not None:
                 save({**head, **figures, "took_s": time.perf_counter() - started}, f"routing_{options.part}_{table}")
         return

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 from guarantee_tables import guarantee_documents
+from routing_tables import routing_documents
 from typer.models import ArgumentInfo, ParameterInfo
 
 from nearfar.cli.app import app
@@ -51,6 +52,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Each generated document with its text."""
     yield ROOT / "docs" / "cli.md", cli_reference()
     yield from guarantee_documents()
+    yield from routing_documents()
     readme = ROOT / "README.md"
     text = readme.read_text()
     if BEGIN in text:
