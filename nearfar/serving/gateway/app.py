@@ -299,7 +299,7 @@ class Gateway:
 
     async def _route(self, body: bytes, send: Send) -> Problem | None:
         try:
-            plan = self._router.plan(chat.parse_chat(body, self._settings.request_timeout_s).query)
+            plan = await self._router.preview(chat.parse_chat(body, self._settings.request_timeout_s).query)
         except RequestError as exc:
             return problem_of(exc, chat.PARAM_NAMES)
         candidates = [msgspec.to_builtins(candidate) for candidate in plan.candidates]
