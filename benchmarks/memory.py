@@ -45,7 +45,7 @@ from nearfar.types import Embedder, Memo, Scope
 
 ALPHAS = (0.02, 0.05, 0.1)
 DELTA = 0.1
-NUM_SPLITS = 200
+NUM_SPLITS = 100
 COMPARED = 8
 
 
@@ -376,6 +376,7 @@ def measure(found: Sequence[Found]) -> dict[str, Any]:
             page["measured"][f"{name}, at most {alpha:g} wrong"] = at(threshold, *measured, test)
         if name == "cosine":
             page["measured"]["cosine, fixed 0.8"] = at(0.8, *measured, test)
+            continue  # nothing can be promised of it, on any split
         pool = [*zip(*calibration, strict=True), *zip(*measured, strict=True)]
         groups = [each.lookup.origin for each in (*fit, *test)]
         for alpha in ALPHAS:
