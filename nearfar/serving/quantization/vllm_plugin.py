@@ -195,6 +195,7 @@ class NestedLinear(LinearMethodBase):  # type: ignore[misc]
         """Nothing is copied: the planes stay where they were loaded."""
         if not bool(torch.isfinite(layer.scales).all() and torch.isfinite(layer.ranges).all()):
             raise ConfigError(f"The scales of {layer.prefix!r} are not finite; the model is damaged, fetch it again.")
+        layer.__dict__["weight_packed"] = layer.planes.data  # where vLLM's LoRA looks for a layer's device
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """The layer's outputs."""
@@ -216,7 +217,7 @@ class NestedLinear(LinearMethodBase):  # type: ignore[misc]
 
 
 def _load_ranges(parameter: nn.Parameter, loaded: torch.Tensor, shard: str | int | None = None) -> None:
-    """Puts the four numbers of each width in the place of the matrix; of all matrices, where they were stored as one."""
+    """Puts the four numbers of each width in their matrix's place; in every place where matrices were stored as one."""
     if shard is None:
         parameter.data.copy_(loaded.expand_as(parameter))
     else:

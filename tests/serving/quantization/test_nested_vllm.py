@@ -1,0 +1,200 @@
+"""The real vLLM serves nested planes: every request at its own width, in one batch, as if it were alone."""
+
+import importlib.util
+import json
+import os
+
+import pytest
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed; `make test-vllm` has it", allow_module_level=True)
+
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+import torch
+import transformers
+import vllm
+import vllm.exceptions
+from safetensors.torch import load_file, save_file
+from vllm.lora.request import LoRARequest
+
+from nearfar.serving.quantization.precision import salt
+from nearfar.serving.quantization.quantizer import Options, quantize
+
+WIDTHS = (2, 4, 6, 8)
+STARTED = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "skip_tokenizer_init": True,
+    "max_model_len": 128,
+    "max_num_seqs": 16,
+    "block_size": 32,
+}
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random Llama of two blocks as nested planes; its columns (128, 224) are not all whole groups."""
+    torch.manual_seed(0)
+    original = tmp_path_factory.mktemp("original")
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=128,
+        intermediate_size=208,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(original)
+    out = tmp_path_factory.mktemp("nested") / "out"
+    quantize(original, out, options=Options(widths=WIDTHS, group_size=64))
+    return out
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA adapter that changes every answer."""
+    path = tmp_path_factory.mktemp("adapter")
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer in range(2):
+        for name, rows, columns in (("self_attn.q_proj", 128, 128), ("mlp.down_proj", 128, 208)):
+            start = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{start}.lora_A.weight"] = torch.randn(8, columns, generator=generator)
+            tensors[f"{start}.lora_B.weight"] = torch.randn(rows, 8, generator=generator)
+    save_file(tensors, path / "adapter_model.safetensors")
+    page = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "bias": "none"}
+    (path / "adapter_config.json").write_text(json.dumps(page))
+    return LoRARequest("adapter", 1, str(path))
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    """With prefixes cached, long prompts in pieces, and LoRA."""
+    return vllm.LLM(
+        str(folder),
+        **STARTED,
+        enable_prefix_caching=True,
+        max_num_batched_tokens=48,
+        enable_lora=True,
+        max_lora_rank=8,
+        additional_config={"nearfar_salted": True},
+    )
+
+
+def prompt(number, width):
+    """A prompt of 40 to 70 tokens, with the salt of its width."""
+    tokens = [1 + (7 * place + 13 * number) % 200 for place in range(40 + 10 * number)]
+    return {"prompt_token_ids": tokens, "cache_salt": salt(width)}
+
+
+def at(width, num_tokens=8, **more):
+    """Greedy, at a width."""
+    return vllm.SamplingParams(
+        temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False, extra_args={"bits": width}, **more
+    )
+
+
+def answers(engine, requests, lora=None):
+    """The tokens of each (number, width), all asked at once."""
+    made = engine.generate(
+        [prompt(*request) for request in requests],
+        [at(width, 4 + number * 2) for number, width in requests],
+        use_tqdm=False,
+        lora_request=lora,
+    )
+    return [list(answer.outputs[0].token_ids) for answer in made]
+
+
+def alone(engine, requests, lora=None):
+    """The tokens of each (number, width), each asked by itself and with no prefix cached."""
+    found = []
+    for request in requests:
+        assert engine.reset_prefix_cache()
+        found += answers(engine, [request], lora)
+    return found
+
+
+REQUESTS = [(number, width) for number in range(4) for width in WIDTHS]
+
+
+def test_sixteen_requests_of_four_widths_answer_as_each_does_alone(engine):
+    """Token for token, in float32; and the widths do not answer alike."""
+    expected = alone(engine, REQUESTS)
+
+    assert engine.reset_prefix_cache()
+    assert answers(engine, REQUESTS) == expected
+    assert answers(engine, REQUESTS[::-1]) == expected[::-1]  # with what is cached now
+    by_width = {width: [expected[i] for i, (_, other) in enumerate(REQUESTS) if other == width] for width in WIDTHS}
+    assert by_width[2] != by_width[4] != by_width[8]
+
+
+def test_a_prefix_is_reused_by_its_own_width_alone(engine):
+    """What one width has cached, the others compute anew; without the salt they would read it."""
+    expected = alone(engine, [(2, 8)])
+    assert engine.reset_prefix_cache()
+    answers(engine, [(2, 2)])
+
+    again = engine.generate([prompt(2, 2)], [at(2)], use_tqdm=False)[0]
+    other = engine.generate([prompt(2, 8)], [at(8)], use_tqdm=False)[0]
+    wrong = engine.generate([prompt(2, 2)], [at(8)], use_tqdm=False)[0]
+
+    assert again.num_cached_tokens >= 32
+    assert other.num_cached_tokens == 0
+    assert list(other.outputs[0].token_ids) == expected[0]
+    assert wrong.num_cached_tokens >= 32  # the salt is what keeps them apart
+
+
+def test_adapters_work_at_every_width(engine, adapter):
+    """An adapter changes the answers, and a mixed batch answers as each request does alone."""
+    expected = alone(engine, REQUESTS[:8], adapter)
+
+    assert engine.reset_prefix_cache()
+    assert answers(engine, REQUESTS[:8], adapter) == expected
+    assert expected != alone(engine, REQUESTS[:8])
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"bits": 5}, {"bits": "4"}, {"bits": True}, {"bits": 4.0}])
+def test_a_request_without_a_stored_width_is_refused(engine, extra):
+    """Before it is in the batch; the next request is answered."""
+    wrong = vllm.SamplingParams(max_tokens=1, detokenize=False, extra_args=extra)
+
+    with pytest.raises(vllm.exceptions.VLLMValidationError, match="2, 4, 6, 8"):
+        engine.generate([prompt(0, 4)], [wrong], use_tqdm=False)
+
+    assert len(answers(engine, [(0, 4)])[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"enable_prefix_caching": True}, "Cached prefixes of two widths must not mix"),
+        ({"enforce_eager": False}, "--enforce-eager"),
+    ],
+)
+def test_a_combination_that_was_not_tried_is_refused_at_start(folder, arguments, message):
+    """With what to start instead."""
+    with pytest.raises(Exception, match=message):
+        vllm.LLM(str(folder), **(STARTED | {"enable_prefix_caching": False} | arguments))
+
+
+def test_a_damaged_model_is_refused_at_start(folder, tmp_path):
+    """Scales that are not finite, before a request is taken."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "model-00002-of-00003.safetensors"
+    tensors = load_file(shard)
+    tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = torch.inf
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+    with pytest.raises(Exception, match="gate_up_proj' are not finite"):
+        vllm.LLM(str(tmp_path), **STARTED, enable_prefix_caching=False)
