@@ -109,6 +109,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
     (folder / "table.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "nearfar.toml").write_text(config(smollm2_path()))
     (folder / "with_policy.toml").write_text(config(smollm2_path(), 'policy = "domain.json"'))
+    long_label = config(smollm2_path()).replace('label = "X"', 'label = "Bureaucratically"')
+    (folder / "long_label.toml").write_text(long_label)
     code = [{"query": f"Write a function that returns {n}.", "worker": "code"} for n in range(40)]
     math = [{"query": f"What is {n} plus {n + 3}?", "worker": "math"} for n in range(40)]
     (folder / "labels.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (*code, *math)))
@@ -221,3 +223,14 @@ def test_copies_of_a_query_are_on_one_side() -> None:
 
     assert held == [LabelledQuery(f"Query number {n} ", "b").is_held_back for n in range(500)]
     assert 60 < sum(held) < 140
+
+
+def test_doctor_checks_the_labels(shell: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """A label that is not one token is found before any query."""
+    good = json.loads(shell("doctor", "--json").stdout)
+    bad = json.loads(shell("doctor", "--json", "-c", "long_label.toml").stdout)
+
+    assert next(each for each in good["checks"] if each["name"] == "domain")["state"] == "ok"
+    failed = next(each for each in bad["checks"] if each["name"] == "domain")
+    assert failed["state"] == "failed"
+    assert "'Bureaucratically' of worker 'code' is not one token" in failed["says"]

