@@ -37,7 +37,7 @@ from provenance import data_folder, provenance, save
 from nearfar.errors import DataError
 from nearfar.retrieval.embedders import find_embedder
 from nearfar.retrieval.matching import COEFFICIENTS, MatchPolicy, likeness, match_signals
-from nearfar.retrieval.memory import MEMORY, SqliteMemory
+from nearfar.retrieval.memory import COMPARED, MEMORY, SqliteMemory
 from nearfar.router.evaluation import wilson_interval
 from nearfar.router.guarantees import AcceptedError
 from nearfar.store import Store
@@ -46,7 +46,6 @@ from nearfar.types import Embedder, Memo, Scope
 ALPHAS = (0.02, 0.05, 0.1)
 DELTA = 0.1
 NUM_SPLITS = 100
-COMPARED = 8
 
 
 @dataclass(frozen=True)
