@@ -143,6 +143,8 @@ class Query:
     when_unsure: Literal["best", "abstain"] = "best"  # out of tiers and still unsure
     metadata: Mapping[str, str] = field(default_factory=dict)
     wants_signals: bool = False  # read every signal that the tier may, also where it decides nothing: for labelling
+    docs: str | None = None  # a collection of documents to answer from
+    passages: int | None = None  # how many of them; None: the config's
     uses_memory: bool = True  # False: neither answered from a memory nor kept in one
 
     def __post_init__(self) -> None:
@@ -586,6 +588,18 @@ class ErrorCases(Protocol):
 
     async def similar(self, question: str, k: int) -> Sequence[tuple[ErrorCase, float]]:
         """At most `k` cases with the cosine of their questions to this one, likest first."""
+        ...
+
+
+class Library(Protocol):
+    """Puts passages before queries that name a collection."""
+
+    async def ground(self, query: Query) -> tuple[Query, Sequence[Mapping[str, Any]]]:
+        """The query with numbered passages of `query.docs` before its question, and the passages as plain JSON values.
+
+        Raises:
+            RequestError: there is no such collection, or the query has no text to search for.
+        """
         ...
 
 

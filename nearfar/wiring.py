@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import isinf
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from nearfar.config import (
     BUILT_IN_EMBEDDERS,
@@ -48,7 +48,7 @@ from nearfar.router.policies import Policy
 from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability, StatedProbability
 from nearfar.store import Store
-from nearfar.types import FREE, ChatModel, Embedder, Price, Reranker, Scorer
+from nearfar.types import FREE, ChatModel, Embedder, Price, Query, Reranker, Scorer
 
 if TYPE_CHECKING:
     from nearfar.retrieval.collection import Collection
@@ -82,12 +82,15 @@ class Wired:
     outcomes: OutcomeLog
     library: Library | None = None  # what models answer from; None: none does
     memory: SqliteMemory | PostgresMemory | None = None  # in front of the cascades; None: there is none
+    documents: Library | _Documents | None = None  # what queries are answered from
 
     async def aclose(self) -> None:
         """Closes the models, then the store. Twice is fine."""
         await self.router.aclose()
         if self.library is not None:
             self.library.close()
+        if self.documents is not None:
+            self.documents.close()
         if self.memory is not None:
             self.memory.close()
         self.store.close()
@@ -121,8 +124,19 @@ def build(settings: Settings) -> Wired:
         outcomes = OutcomeLog(store, log, learning)
         memory = open_memory(settings, store) if settings.memory.enabled else None
         recall = open_recall(settings, memory, library)
-        router = Router(cascades, models, log=log, outcomes=outcomes, learning=learning, recall=recall)
-        return Wired(settings, store, log, models, cascades, router, budget, learning, outcomes, library, memory)
+        documents = library or _Documents(settings)
+        router = Router(
+            cascades,
+            models,
+            log=log,
+            outcomes=outcomes,
+            learning=learning,
+            recall=recall,
+            library=documents,
+        )
+        return Wired(
+            settings, store, log, models, cascades, router, budget, learning, outcomes, library, memory, documents
+        )
     except BaseException:
         store.close()
         raise
@@ -888,6 +902,25 @@ def open_collection(settings: Settings, name: str) -> Collection:
         raise RequestError(f"No collection {name!r}; {known}. Make it: nearfar index {name} PATH", param="docs")
     key = read_facts(folder).get("embedder_key", "none")
     return Collection(folder, build_embedder(settings, key))
+
+
+class _Documents:
+    """The library, imported and opened when the first query names a collection."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._library: Library | None = None
+
+    async def ground(self, query: Query) -> tuple[Query, Sequence[Mapping[str, Any]]]:
+        """See `Library.ground`."""
+        if self._library is None:
+            self._library = open_library(self._settings)
+        return await self._library.ground(query)
+
+    def close(self) -> None:
+        """Closes what was opened. Twice is fine."""
+        if self._library is not None:
+            self._library.close()
 
 
 def open_library(settings: Settings) -> Library:

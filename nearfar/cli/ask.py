@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nearfar.errors import NearfarError, RequestError, UpstreamError
+from nearfar.retrieval.places import hit_json, place
 
 from . import options as opt
 from .console import complain, printable, remark, waiting, write, write_json
-from .documents import WhereOption, hit_json, place, read_filter
+from .documents import WhereOption, read_filter
 from .run import DONE, FAILED
 
 if TYPE_CHECKING:

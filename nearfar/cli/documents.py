@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nearfar.errors import RequestError
+from nearfar.retrieval.places import hit_json, place
 
 from . import options as opt
 from .console import complain, escape, printable, remark, seconds, stderr, stdout, table, write, write_json
@@ -132,7 +133,7 @@ def _index(
         writer.finish()
     if remove and not report.deleted:
         raise RequestError(
-            f"The collection {name!r} has no document {remove[0]!r}; see what it has: nearfar index {name} --list --json"
+            f"The collection {name!r} has no document {remove[0]!r}; what it has: nearfar index {name} --list --json"
         )
     return report
 
@@ -315,30 +316,6 @@ def read_filter(where: list[str] | None) -> Filter | None:
                 values.append(number)
         wanted.setdefault(field, []).extend(values)
     return wanted or None
-
-
-def hit_json(hit: Hit) -> dict[str, Any]:
-    """A hit as plain JSON values."""
-    chunk = hit.chunk
-    return {
-        "text": chunk.text,
-        "source": chunk.source,
-        "place": place(hit),
-        "start": chunk.start,
-        "end": chunk.end,
-        "metadata": dict(chunk.metadata),
-        "score": hit.score,
-        "signals": dict(hit.signals),
-        "id": chunk.id,
-    }
-
-
-def place(hit: Hit) -> str:
-    """Where the passage stands, as editors and people read it: file:line, or file, page n."""
-    chunk = hit.chunk
-    if "page" in chunk.metadata:
-        return f"{chunk.source}, page {chunk.metadata['page']}"
-    return f"{chunk.source}:{chunk.metadata['line']}" if "line" in chunk.metadata else chunk.source
 
 
 def _show(hits: list[Hit]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nearfar.errors import DataError, RequestError
 from nearfar.types import Filter, Hit, Query, Retriever, Signals
@@ -13,6 +14,7 @@ from nearfar.types import Filter, Hit, Query, Retriever, Signals
 from .citations import Checked, check
 from .collection import Collection
 from .grounding import MIN_COVERAGE, PASSAGE_TOKENS, fit_passages, grounded_messages, retrieval_signals
+from .places import hit_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,18 @@ class Library:
         # With the passages in it, a question looks like every other about them: no memory may compare it.
         asked = replace(query, prompt=grounded_messages(query, hits), uses_memory=False)
         return Attached(asked, question, hits, retrieval_signals(question, hits))
+
+    async def ground(self, query: Query) -> tuple[Query, list[dict[str, Any]]]:
+        """The query with the passages of the collection that it names, and the passages as plain JSON values.
+
+        Raises:
+            RequestError: it names none, there is no such collection, or there is no text to search for.
+        """
+        if query.docs is None:
+            raise RequestError("The query names no collection.", param="docs")
+        attached = await self.attach(query, query.docs, k=query.passages)
+        shown = [{"number": number, **hit_json(hit)} for number, hit in enumerate(attached.hits, 1)]
+        return replace(attached.query, docs=None, passages=None), shown
 
     def close(self) -> None:
         """Closes what was opened. Twice is fine."""

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from nearfar.errors import DataError, RequestError, UnknownModel
-from nearfar.types import Answer, ChatModel, Decision, DecisionLog, ModelCard, Query, StreamEnd, StreamEvent
+from nearfar.errors import DataError, RequestError, UnknownModel, UnsupportedOption
+from nearfar.types import (
+    Answer,
+    ChatModel,
+    Decision,
+    DecisionLog,
+    Library,
+    ModelCard,
+    Query,
+    StreamEnd,
+    StreamEvent,
+)
 
 from .cascade import Cascade, Tier
 from .learning import Learning, LiveMonitor
@@ -32,6 +42,7 @@ class Router:
         outcomes: where outcomes go; None: nowhere.
         learning: what learns from them; None: nothing.
         recall: a memory in front of the cascades; None: there is none.
+        library: collections that a query may be answered from; None: there are none.
 
     Attributes:
         log_failure: why the last decision could not be written; None: it was.
@@ -46,6 +57,7 @@ class Router:
         outcomes: OutcomeLog | None = None,
         learning: Learning | None = None,
         recall: Recall | None = None,
+        library: Library | None = None,
     ) -> None:
         self._models = dict(models)
         self._cascades = {name: _alone(name, model, cascades) for name, model in models.items()} | dict(cascades)
@@ -56,6 +68,7 @@ class Router:
         self._outcomes = outcomes
         self._learning = learning
         self._recall = recall
+        self._library = library
         self.log_failure: str | None = None
 
     def targets(self) -> Mapping[str, Literal["cascade", "model"]]:
@@ -106,6 +119,10 @@ class Router:
             RequestError: the query itself is not acceptable.
             UpstreamError: every model that was asked failed; `decision_id` names the record.
         """
+        if query.docs is not None:
+            query, passages = await self._grounded(query)
+            grounded = await self.answer(query, door=door)
+            return replace(grounded, extra={**grounded.extra, "passages": passages})
         run = self._run(query, door)
         cascade = self._remembering(query)
         if self._recall is None or cascade is None:
@@ -121,11 +138,28 @@ class Router:
 
         A refused query's stream is a lone `StreamEnd`. Raises as `answer` does.
         """
+        if query.docs is not None:
+            return self._from_documents(query, door)
         run = self._run(query, door)
         cascade = self._remembering(query)
         if self._recall is None or cascade is None:
             return run.events()
         return self._recalled(self._recall, query, cascade, run, door)
+
+    async def _grounded(self, query: Query) -> tuple[Query, Sequence[Mapping[str, Any]]]:
+        """The query with the passages that it asks for, and the passages."""
+        if self._library is None:
+            raise UnsupportedOption("There are no documents here to answer from.", param="docs")
+        return await self._library.ground(query)
+
+    async def _from_documents(self, query: Query, door: str) -> AsyncGenerator[StreamEvent, None]:
+        query, passages = await self._grounded(query)
+        async with aclosing(self.stream(query, door=door)) as events:
+            async for event in events:
+                if isinstance(event, StreamEnd):
+                    answer = event.answer
+                    event = StreamEnd(replace(answer, extra={**answer.extra, "passages": passages}))
+                yield event
 
     async def tell(self, decision_id: str, value: float, *, source: str = "user") -> Outcome:
         """Says how good a decision's answer turned out to be; bandits and monitors hear of it.

@@ -169,7 +169,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, param):
 
 def test_a_misspelt_constraint_is_told_the_valid_ones():
     """The message lists what there is."""
-    with pytest.raises(UnsupportedOption, match="budget_usd, deadline_s, memory, privacy, quality, session, when_unsure"):
+    with pytest.raises(
+        UnsupportedOption,
+        match="budget_usd, deadline_s, docs, memory, passages, privacy, quality, session, when_unsure",
+    ):
         parse(nearfar={"budget": 1})
 
 

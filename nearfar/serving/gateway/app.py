@@ -109,9 +109,7 @@ def create_app(router: Router, *, settings: GatewaySettings, doors: Mapping[str,
 class Gateway:
     """Answers OpenAI's chat completions and responses from a router."""
 
-    def __init__(
-        self, router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None
-    ) -> None:
+    def __init__(self, router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None) -> None:
         self._router = router
         self._settings = settings
         self._keys = KeyRing(settings.key_hashes)

@@ -205,6 +205,8 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
         limits.when_unsure or "best",
         metadata,
         uses_memory=limits.memory is not False,
+        docs=limits.docs,
+        passages=limits.passages,
     )
     return ChatCall(query, bool(request.stream), bool(options and options.include_usage))
 

@@ -181,6 +181,8 @@ def parse_response(body: bytes, most_s: float) -> ResponseCall:
         when_unsure=limits.when_unsure or "best",
         metadata=notes(raw),
         uses_memory=limits.memory is not False,
+        docs=limits.docs,
+        passages=limits.passages,
     )
     return ResponseCall(query, bool(request.stream), raw)
 

@@ -35,6 +35,7 @@ CONSTRAINT_NAMES: Mapping[str, str] = {
     "deadline_s": "nearfar.deadline_s",
     "quality": "nearfar.quality",
     "privacy": "nearfar.privacy",
+    "docs": "nearfar.docs",
 }
 
 
@@ -48,6 +49,8 @@ class Constraints(Struct, kw_only=True):
     session: str | None = None
     when_unsure: Literal["best", "abstain"] | None = None
     memory: bool | None = None
+    docs: str | None = None
+    passages: Annotated[int, Meta(ge=1, le=50)] | None = None
 
 
 NO_CONSTRAINTS = Constraints()

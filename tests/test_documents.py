@@ -1,0 +1,202 @@
+"""Documents from every door: the command line, HTTP, Python."""
+
+import json
+import os
+import subprocess
+import sys
+
+import httpx2
+import pytest
+from support.gateway import gateway
+
+from nearfar.app import Nearfar
+from nearfar.config import Settings
+from nearfar.errors import ConfigError, RequestError
+from nearfar.types import Query, StreamEnd
+from nearfar.wiring import build
+
+for module in ("numpy", "bm25s", "faiss", "pathspec", "wordllama"):
+    pytest.importorskip(module, reason="needs nearfar[retrieval]")
+
+CONFIG = """
+[models.parrot]
+kind = "python"
+callable = "parrot.py:answer"
+"""
+PARROT = '''
+def answer(query):
+    """The first passage, cited."""
+    if "[1] " not in query.text:
+        return "Nobody showed me anything."
+    return query.text.split("[1] ", 1)[1].split("\\n\\nQuestion:")[0] + " [1]"
+'''
+
+
+class Desk:
+    """A folder with a config, a model that repeats what it is shown, and documents."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environment = {"NEARFAR_HOME": str(folder / "home")}
+        (folder / "nearfar.toml").write_text(CONFIG)
+        (folder / "parrot.py").write_text(PARROT)
+        (folder / "docs").mkdir()
+        (folder / "docs" / "hens.txt").write_text("Weather.\n\n\n" + "It rained. " * 120 + "\n\nHens lay brown eggs.")
+        (folder / "docs" / "owls.md").write_text("# Owls\n\nOwls hunt mice at night.\n")
+
+    def run(self, *arguments, code=0):
+        """A command's stdout."""
+        command = [sys.executable, "-m", "nearfar.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=self.folder, env=os.environ | self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        self.said = done.stderr
+        return done.stdout
+
+    def json(self, *arguments, **options):
+        """A command's JSON."""
+        return json.loads(self.run(*arguments, "--json", **options))
+
+    def settings(self):
+        """The config, read here."""
+        return Settings.load(self.folder / "nearfar.toml", environ=self.environment)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """With the collection "birds"."""
+    desk = Desk(tmp_path_factory.mktemp("desk"))
+    report = desk.json("index", "birds", "docs")
+    assert (report["added"], report["failures"]) == (2, [])
+    return desk
+
+
+def test_search_names_file_and_line(desk):
+    """As text that editors follow, and as JSON."""
+    shown = desk.run("search", "birds", "who hunts mice?", "-k", "1")
+    hit = desk.json("search", "birds", "brown eggs", "-k", "1")
+
+    assert f"{desk.folder}/docs/owls.md:1" in shown
+    assert hit["place"] == f"{desk.folder}/docs/hens.txt:4"
+    assert hit["text"].endswith("Hens lay brown eggs.")
+
+
+def test_search_filters_and_says_when_there_is_nothing(desk):
+    """By source and by metadata; no hit is an exit code of 1."""
+    hit = desk.json("search", "birds", "eggs mice", "-k", "1", "--where", f"source={desk.folder}/docs/h*")
+
+    assert hit["source"].endswith("hens.txt")
+    assert desk.json("search", "birds", "mice", "-k", "1", "--where", "heading=Owls")["text"].startswith("# Owls")
+    assert desk.run("search", "birds", "mice", "--where", "heading=Hens", code=1) == ""
+    desk.run("search", "birds", "mice", "--where", "heading", code=2)
+
+
+def test_ask_answers_from_the_documents_and_cites_them(desk):
+    """The passage that the answer rests on is named with its line."""
+    shown = desk.run("ask", "--docs", "birds", "Which animals hunt mice at night?")
+    answer = desk.json("ask", "--docs", "birds", "Which animals hunt mice at night?")
+
+    assert f"[1] {desk.folder}/docs/owls.md:1  Owls" in shown
+    assert answer["citations"][0]["number"] == 1
+    assert "Owls hunt mice at night." in answer["answer"]
+    assert answer["passages"][0]["place"] == f"{desk.folder}/docs/owls.md:1"
+
+
+def test_ask_asks_nobody_where_the_documents_say_nothing(desk):
+    """It abstains, and names what it did not find."""
+    answer = desk.json("ask", "--docs", "birds", "Who won the chess tournament in Kemeri?")
+
+    assert (answer["answer"], answer["status"]) == ("I don't know.", "abstained")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ask", "--docs", "fish", "eggs?"), "No collection 'fish'; there are 'birds'"),
+        (("ask", "--passages", "3", "eggs?"), "--docs NAME"),
+        (("search", "../birds", "eggs"), "is no name for a collection"),
+        (("index", "birds", "docs", "--embedder", "bert"), "no embedder 'bert'"),
+    ],
+)
+def test_misuse_is_said_in_a_line(desk, arguments, message):
+    """With the fix, and an exit code of 2."""
+    desk.run(*arguments, code=2)
+
+    assert message in desk.said
+
+
+def test_index_goes_on_lists_and_removes(tmp_path):
+    """A second run does nothing; failures are listed and cost nothing else; a removed document is gone."""
+    desk = Desk(tmp_path)
+    (tmp_path / "docs" / "bad.pdf").write_bytes(b"%PDF-nothing")
+
+    first = desk.json("index", "birds", "docs", code=1)
+    desk.run("index", "birds", "docs", code=1)
+    assert "bad.pdf is a broken PDF" in desk.said
+    listed = desk.json("index", "birds", "--list")
+    removed = desk.json("index", "birds", "--remove", "docs/hens.txt")
+
+    assert (first["added"], len(first["failures"])) == (2, 1)
+    assert (listed["documents"], len(listed["failures"])) == (2, 1)
+    assert removed["deleted"] == 1
+    assert desk.json("index")[0]["documents"] == 1
+    desk.run("search", "birds", "brown eggs", "--by", "words", code=1)
+    desk.run("index", "birds", "--remove", "docs/hens.txt", code=2)
+
+
+async def test_http_answers_from_a_collection(desk):
+    """With `nearfar.docs`, a chat completion and its stream say which passages were shown."""
+    wired = build(desk.settings())
+    body = {
+        "model": "parrot",
+        "messages": [{"role": "user", "content": "Which animals hunt mice at night?"}],
+        "nearfar": {"docs": "birds", "passages": 1},
+    }
+    async with gateway(wired.router) as server, httpx2.AsyncClient(base_url=server.url) as client:
+        whole = (await client.post("/v1/chat/completions", json=body)).json()
+        streamed = (await client.post("/v1/chat/completions", json=body | {"stream": True})).text
+        wrong = await client.post("/v1/chat/completions", json=body | {"nearfar": {"docs": "fish"}})
+        plain = (await client.post("/v1/chat/completions", json=body | {"nearfar": {}})).json()
+    await wired.aclose()
+
+    assert "Owls hunt mice at night." in whole["choices"][0]["message"]["content"]
+    assert [passage["place"] for passage in whole["passages"]] == [f"{desk.folder}/docs/owls.md:1"]
+    assert f"{desk.folder}/docs/owls.md:1" in streamed
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["param"] == "nearfar.docs"
+    assert plain["choices"][0]["message"]["content"] == "Nobody showed me anything."
+    assert "passages" not in plain
+
+
+async def test_python_answers_from_a_collection(desk):
+    """A query names it; the answer has the passages."""
+    query = Query("Which animals hunt mice at night?", docs="birds", passages=1)
+    async with Nearfar(build(desk.settings())) as nearfar:
+        answer = await nearfar.answer(query)
+        events = [event async for event in nearfar.stream(query)]
+        with pytest.raises(RequestError, match="No collection 'fish'"):
+            await nearfar.answer(Query("eggs?", docs="fish"))
+
+    assert answer.extra["passages"][0]["source"].endswith("owls.md")
+    assert isinstance(events[-1], StreamEnd)
+    assert events[-1].answer.extra["passages"] == answer.extra["passages"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[retrieval]\nembedder = "bert"', 'the embedders are "none", "static"'),
+        ('[embedders.static]\nkind = "openai"\nmodel = "x"', "built-in"),
+        ('[embedders.x]\nkind = "opneai"\nmodel = "x"', "did you mean 'openai'"),
+        ('[embedders.x]\nkind = "openai"\nmodel = "x"', r"\$OPENAI_API_KEY"),
+        ('[embedders.x]\nkind = "llama.cpp"', "path is missing"),
+        ("[retrieval]\npassages = 0", "passages"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, text, message):
+    """Before anything is built."""
+    (tmp_path / "nearfar.toml").write_text(text)
+
+    with pytest.raises(ConfigError, match=message):
+        Settings.load(tmp_path / "nearfar.toml", environ={})
