@@ -68,7 +68,7 @@ def embed(work: Path) -> None:
     with gzip.open(folder / "multihop" / "qa_with_passages.jsonl.gz", "rt") as file:
         questions = [json.loads(line) for line in file]
     passages = [str(passage.get("text")) for question in questions for passage in question["passages"]]
-    texts = list(dict.fromkeys([abstract["text"][:600] for abstract in abstracts] + passages))[:10_000]
+    texts = list(dict.fromkeys([abstract["text"][:600] for abstract in abstracts] + passages))[:6_000]
     titles = list(dict.fromkeys(abstract["title"] for abstract in abstracts))[:_NUM_QUERIES]
     minilm = MiniLM()
     np.savez(work / "vectors.npz", base=minilm.embed(texts), queries=minilm.embed_queries(titles))

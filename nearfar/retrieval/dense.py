@@ -23,9 +23,9 @@ _MAX_HNSW = 200_000
 _MAX_IVF = 4_000_000
 
 #: Cells per square root of the vectors, vectors per cell that train them, and cells that a search looks into.
-_CELLS = 2
-_SAMPLES_PER_CELL = 40
-_PROBES = 48
+_CELLS = 1
+_SAMPLES_PER_CELL = 32
+_PROBES = 64
 _ROUNDS = 8  # of k-means; more move the cells and not the recall
 
 _LINKS = 16  # per vector and level of the graph
@@ -103,6 +103,7 @@ class Dense:
         index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
         if kind in ("ivf", "ivfpq"):
             index.cp.niter = _ROUNDS
+            index.cp.min_points_per_centroid = 1  # the sample's size is ours to judge
         if not index.is_trained:
             index.train(_rows(sample, dim))
         return cls(index)
