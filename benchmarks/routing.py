@@ -91,13 +91,15 @@ def plain_tfidf(examples: Sequence[RoutingExample]) -> list[float]:
     return found
 
 
-def summary(scores: Scores, examples: Sequence[RoutingExample], against: str | None) -> list[dict[str, Any]]:
+def summary(
+    scores: Scores, examples: Sequence[RoutingExample], against: str | None, resamples: int
+) -> list[dict[str, Any]]:
     """A row per score: its figures, their intervals and the paired difference to a baseline."""
     weak, strong = [each.weak for each in examples], [each.strong for each in examples]
     rows = []
     for name, found in scores.items():
         metrics = routing_metrics(found, weak, strong)
-        intervals = bootstrap_metrics(found, weak, strong, resamples=300)
+        intervals = bootstrap_metrics(found, weak, strong, resamples=resamples)
         row: dict[str, Any] = {
             "router": name,
             **{key: getattr(metrics, key) for key in ("apgr", "cpt50", "cpt80", "pgr20", "pgr50", "audc")},
@@ -105,7 +107,7 @@ def summary(scores: Scores, examples: Sequence[RoutingExample], against: str | N
             "aiq": aiq(cost_curve(found, weak, strong, [0.0] * len(weak), [1.0] * len(weak), is_cascade=False)),
         }
         if against and name != against:
-            difference, interval = apgr_difference(found, scores[against], weak, strong, resamples=300)
+            difference, interval = apgr_difference(found, scores[against], weak, strong, resamples=resamples)
             row["apgr_minus_" + against] = [difference, interval.low, interval.high]
         rows.append(row)
         print(
@@ -164,6 +166,13 @@ class Keeper:
                 found[i] = value
         return found
 
+    def has(self, table: str, name: str) -> bool:
+        """Whether the scores of every fold are kept."""
+        folder = self.folder
+        return folder is not None and all(
+            (folder / f"{table} {name} {fold} {self._code}.json").exists() for fold in range(NUM_FOLDS)
+        )
+
     def minilm(self) -> Embedder | None:
         """MiniLM with the vectors that are kept; None where it is not installed and nothing is kept."""
         path = self.folder / "minilm.npz" if self.folder else None
@@ -198,8 +207,11 @@ def keep_vectors(path: Path, tables: Sequence[str]) -> None:
     np.savez(path, name=embedder.name, texts=np.array(list(texts)), vectors=vectors)
 
 
-def predictive(table: str, keeper: Keeper, only: str | None, fold: int | None) -> dict[str, Any] | None:
-    """Every router on one table; None where only one router's scores were made, or those of one fold."""
+def predictive(table: str, keeper: Keeper, only: str | None, fold: int | None, resamples: int) -> dict[str, Any] | None:
+    """Every router on one table; None where only one router's scores were made, or those of one fold.
+
+    With `only` "kept", the routers whose scores are all kept.
+    """
     weak, strong = PAIRS[table]
     examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
     routers: dict[str, tuple[str, Embedder | None]] = {
@@ -209,16 +221,21 @@ def predictive(table: str, keeper: Keeper, only: str | None, fold: int | None) -
         if embedder is not None:
             for name in ("auto", "ridge", "logistic", "knn", "sw-ranking", "matrix-factorization"):
                 routers[f"{name} ({shown})"] = (name, embedder)
+    if only == "kept":
+        routers = {name: router for name, router in routers.items() if keeper.has(table, name)}
+        only = None
     if only is not None and only not in routers:
         raise SystemExit(f"No router {only!r}; there are {', '.join(map(repr, routers))}.")
     scores = {} if only else baselines(examples)
     for shown, (name, embedder) in routers.items():
         if only in (None, shown):
             scores[shown] = keeper.out_of_fold(table, shown, make(name, embedder=embedder), examples, fold)
-    return measured(table, weak, strong, examples, scores) if only is None else None
+    return measured(table, weak, strong, examples, scores, resamples) if only is None else None
 
 
-def measured(table: str, weak: str, strong: str, examples: Sequence[RoutingExample], scores: Scores) -> dict[str, Any]:
+def measured(
+    table: str, weak: str, strong: str, examples: Sequence[RoutingExample], scores: Scores, resamples: int
+) -> dict[str, Any]:
     """The scores of one table with their figures."""
     return {
         "table": table,
@@ -226,7 +243,7 @@ def measured(table: str, weak: str, strong: str, examples: Sequence[RoutingExamp
         "strong": strong,
         "n": len(examples),
         "num_folds": NUM_FOLDS,
-        "rows": summary(scores, examples, "plain tfidf ridge"),
+        "rows": summary(scores, examples, "plain tfidf ridge", resamples),
     }
 
 
@@ -253,7 +270,7 @@ def curve(table: str) -> dict[str, Any]:
 
 
 def cascade(
-    spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str] | None, keeper: Keeper
+    spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str] | None, keeper: Keeper, resamples: int
 ) -> dict[str, Any]:
     """Routers that judge the near answer, beside its signals alone."""
     table, weak, strong, signals = spec
@@ -274,7 +291,7 @@ def cascade(
         "strong": strong,
         "signals": signals,
         "n": len(examples),
-        "rows": summary(scores, examples, f"{signals[0]} alone"),
+        "rows": summary(scores, examples, f"{signals[0]} alone", resamples),
     }
 
 
@@ -524,8 +541,9 @@ def parity() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["predictive", "cascades", "logs", "latency", "parity", "curve", "vectors"])
-    parser.add_argument("--table", choices=list(PAIRS))
-    parser.add_argument("--router", help="make only this router's scores, and keep them")
+    parser.add_argument("--table", choices=[*PAIRS, LLAMA[0], MMLU_PRO[0]])
+    parser.add_argument("--router", help="keep this router's scores, and measure none; kept: measure those")
+    parser.add_argument("--resamples", type=int, default=300, help="of the bootstrap")
     parser.add_argument("--fold", type=int, choices=range(NUM_FOLDS), help="and of this fold alone")
     parser.add_argument("--keep", type=Path, help="a folder for vectors and scores")
     options = parser.parse_args()
@@ -541,20 +559,24 @@ def main() -> None:
     if options.part == "cascades":
         questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
         texts = dict(zip(questions["query_id"].to_pylist(), questions["query"].to_pylist(), strict=True))
-        found: Any = {"tables": [cascade(LLAMA, None, keeper), cascade(MMLU_PRO, texts, keeper)]}
-    elif options.part in ("predictive", "curve"):
+        for each, known in ((LLAMA, None), (MMLU_PRO, texts)):
+            if options.table in (None, each[0]):
+                started = time.perf_counter()
+                figures = cascade(each, known, keeper, options.resamples)
+                save({**head, **figures, "took_s": time.perf_counter() - started}, f"routing_cascade_{each[0]}")
+        return
+    if options.part in ("predictive", "curve"):
         for table in tables:
             started = time.perf_counter()
             figures = (
-                predictive(table, keeper, options.router, options.fold)
+                predictive(table, keeper, options.router, options.fold, options.resamples)
                 if options.part == "predictive"
                 else curve(table)
             )
             if figures is not None:
                 save({**head, **figures, "took_s": time.perf_counter() - started}, f"routing_{options.part}_{table}")
         return
-    else:
-        found = {"logs": logs, "latency": latency, "parity": parity}[options.part]()
+    found: Any = {"logs": logs, "latency": latency, "parity": parity}[options.part]()
     save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_{options.part}")
 
 

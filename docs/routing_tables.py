@@ -10,6 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLES = ("routellm_gsm8k", "routellm_mmlu")
+CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence")
 DULL = "plain tfidf ridge"
 
 
@@ -20,7 +21,7 @@ def routing_documents() -> Iterator[tuple[Path, str]]:
         "routing-measured.md": {
             **{table: _predictive(table) for table in TABLES},
             "curves": _curves(),
-            "cascades": "\n\n".join(_cascade(each) for each in _read("cascades")["tables"]),
+            "cascades": "\n\n".join(_cascade(_read(f"cascade_{table}")) for table in CASCADES),
             "attempts": "\n\n".join(_attempts(path) for path in sorted(RESULTS.glob("routing_attempts_*.json"))),
             "logs": _logs(),
             "latency": _latency(),
@@ -41,11 +42,8 @@ def _read(name: str) -> dict[str, Any]:
     return found
 
 
-def _rows(name: str, table: str | None = None) -> dict[str, dict[str, Any]]:
-    found = _read(name)
-    if table is not None:
-        found = next(each for each in found["tables"] if each["table"] == table)
-    return {row["router"]: row for row in found["rows"]}
+def _rows(name: str) -> dict[str, dict[str, Any]]:
+    return {row["router"]: row for row in _read(name)["rows"]}
 
 
 def _span(interval: Sequence[float]) -> str:
@@ -67,7 +65,7 @@ def _apgr(rows: dict[str, dict[str, Any]], name: str) -> str:
 
 def _which() -> str:
     gsm, mmlu = (_rows(f"predictive_{table}") for table in TABLES)
-    llama, pro = (_rows("cascades", table) for table in ("mmlu_llama3_cascade", "mmlupro_confidence"))
+    llama, pro = (_rows(f"cascade_{table}") for table in CASCADES)
     logs = _read("logs")["log_level_mean_full_recordings"]
     slowest = max(row["median_ms"] for row in _read("latency")["rows"] if row["router"] == "auto")
     return _table(
