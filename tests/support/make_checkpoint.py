@@ -1,8 +1,8 @@
 """Writes SmolLM2's GGUF as a folder of safetensors that vLLM serves, and LoRA adapters beside it.
 
-    python tests/support/make_checkpoint.py GGUF FOLDER
+    python -P tests/support/make_checkpoint.py GGUF FOLDER
 
-Runs in vLLM's environment, which has torch and transformers; the tests' own has neither.
+Runs in the environment of vLLM, which has torch and transformers. `-P` keeps the modules beside it off the path.
 """
 
 import json

@@ -66,7 +66,8 @@ _PATTERNS: tuple[tuple[str, str, bool], ...] = (
     (
         (
             r"(?P<what>is not a local folder and is not a valid model identifier|Repository Not Found"
-            r"|RepositoryNotFoundError|Invalid repository ID|LocalEntryNotFoundError|OfflineModeIsEnabled"
+            r"|RepositoryNotFoundError|Repo id must be"
+            r"|Invalid repository ID|LocalEntryNotFoundError|OfflineModeIsEnabled"
             r"|Revision Not Found)"
         ),
         "its model, or that revision of it, was not found. Correct model and revision, or fetch it first",
