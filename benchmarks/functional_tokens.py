@@ -207,7 +207,7 @@ async def latency(out: Path) -> None:
         chooser = FunctionalTokens(model(kind, out), graph(), style=style)
         await chooser.check()
         plain = SamplingOptions(max_tokens=1, temperature=0.0)
-        for each in [each for each in items() if each.part == "held_back"][:40]:
+        for each in [each for each in items() if each.part == "held_back"][:8]:
             prompt = Query(choice_prompt(chooser.graph.workers, each.text, style), sampling=plain)
             first = await chooser.model.complete(Query("Hello.", sampling=plain))  # takes the slot's cache away …
             whole = await timed(chooser.model.complete(prompt))  # … so that this computes the prompt, and one token
@@ -308,45 +308,48 @@ def figures(right: Sequence[bool], against: Sequence[bool] | None) -> dict[str, 
 
 
 def report(out: Path) -> None:
-    """Writes results/functional_tokens.json and prints the table."""
+    """Writes results/functional_tokens.json and prints the table.
+
+    The baselines are measured on every query that was held back, the model on those that `collect` came to, and the
+    difference of the two on the latter.
+    """
     found = items()
-    fit = [each for each in found if each.part == "fit"]
-    tune = [each for each in found if each.part == "calibration"]
-    kept = {kind: rows_of(kind, out) for kind in ("zero-shot", "trained")}
-    test = [
-        each for each in found if each.part == "held_back" and all(each.id in rows for rows in kept.values() if rows)
-    ]
-    wanted = [each.worker for each in test]
+    parts = {part: [each for each in found if each.part == part] for part in ("fit", "calibration", "held_back")}
+    fit, tune, held = parts["fit"], parts["calibration"], parts["held_back"]
     workers = graph()
     name_of = {worker.label: worker.name for worker in workers.workers}
     labels = list(name_of)
+    kept = {kind: rows_of(kind, out) for kind in ("zero-shot", "trained")}
 
     most = Counter(each.worker for each in fit).most_common(1)[0][0]
-    chosen: dict[str, list[str]] = {"majority": [most] * len(test), "TF-IDF + logistic regression": tfidf(fit, test)}
-    near = neighbours(out, fit, test, tune)
+    plain = tfidf(fit, held)
+    base = {each.id: a == each.worker for each, a in zip(held, plain, strict=True)}
+    chosen: dict[str, tuple[list[Item], list[str]]] = {
+        "majority": (held, [most] * len(held)),
+        "TF-IDF + logistic regression": (held, plain),
+    }
+    near = neighbours(out, fit, held, tune)
     if near is not None:
-        chosen["MiniLM kNN"] = near
+        chosen["MiniLM kNN"] = (held, near)
     costs: dict[str, Any] = {}
     sure: dict[str, Any] = {}
     for kind, rows in kept.items():
         if not rows:
             continue
-        tests = label_rows(rows, [each.id for each in test])
-        tunes = [each for each in tune if each.id in rows]
-        free = label_rows(rows, [f"content free {i}" for i in range(len(CONTENT_FREE))])
+        test, tuned = [[each for each in of if each.id in rows] for of in (held, tune)]
         readings = {"as it is": LabelCalibration()}
         if kind == "zero-shot":
+            free = label_rows(rows, [f"content free {i}" for i in range(len(CONTENT_FREE))])
             readings["contextual"] = contextual(free, labels)
-        start = readings.get("contextual", readings["as it is"])
-        told = [workers.by_name[each.worker].label for each in tunes]
-        fitted = fit_calibration(label_rows(rows, [each.id for each in tunes]), labels, told, start=start)
-        readings[f"calibrated on {len(tunes)} labels"] = fitted
+        told = [workers.by_name[each.worker].label for each in tuned]
+        start = list(readings.values())[-1]
+        fitted = fit_calibration(label_rows(rows, [each.id for each in tuned]), labels, told, start=start)
+        readings[f"calibrated on {len(tuned)} labels"] = fitted
         for how, calibration in readings.items():
-            shares = [distribution(row, calibration) for row in tests]
-            chosen[f"SmolLM2 {kind}, {how}"] = [name_of[share.best or labels[0]] for share in shares]
-        sure[kind] = sureness(
-            shares, [name_of[share.best or labels[0]] == w for share, w in zip(shares, wanted, strict=True)]
-        )
+            shares = [distribution(row, calibration) for row in label_rows(rows, [each.id for each in test])]
+            answers = [name_of[share.best or labels[0]] for share in shares]
+            chosen[f"SmolLM2 {kind}, {how}"] = (test, answers)
+            sure[f"{kind}, {how}"] = sureness(shares, [a == each.worker for a, each in zip(answers, test, strict=True)])
         of = [rows[each.id] for each in test]
         costs[kind] = {
             "completion_tokens": sorted({row["completion_tokens"] for row in of}),
@@ -354,11 +357,12 @@ def report(out: Path) -> None:
             "mean_prompt_tokens": round(fmean(row["prompt_tokens"] for row in of), 1),
             "mean_tokens_computed": round(fmean(row["prompt_tokens"] - row["cached_tokens"] for row in of), 1),
         }
-    right = {name: [a == b for a, b in zip(each, wanted, strict=True)] for name, each in chosen.items()}
-    base = right["TF-IDF + logistic regression"]
-    table = {name: figures(each, None if each is base else base) for name, each in right.items()}
-    for name, row in table.items():
-        print(f"{name:45s} {row['accuracy']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]")
+    table = {}
+    for name, (test, answers) in chosen.items():
+        right = [a == each.worker for a, each in zip(answers, test, strict=True)]
+        table[name] = {"n": len(test)} | figures(right, None if answers is plain else [base[each.id] for each in test])
+        row = table[name]
+        print(f"{name:45s} {row['accuracy']:.3f} {row['interval']} n {row['n']}")
     adapter = out / "adapter"
     timings: dict[str, Any] = {}
     if (out / "latency.json").exists():
@@ -369,8 +373,7 @@ def report(out: Path) -> None:
                 name: round(median(row[i] for row in times if row[0] == kind), 4) for i, name in enumerate(names, 1)
             }
     result = provenance("python benchmarks/functional_tokens.py report", PACKAGES) | {
-        "n": {"fit": len(fit), "calibration": len(tune), "held_back": len(test)},
-        "held_back_in_all": sum(each.part == "held_back" for each in found),
+        "n": {part: len(of) for part, of in parts.items()},
         "accuracy": table,
         "sureness": sure,
         "cost": costs,

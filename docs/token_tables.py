@@ -23,14 +23,15 @@ def _measured(result: dict[str, Any]) -> str:
     n = result["n"]
     intro = (
         f"Choice among 14 workers, fitted on {n['fit']:,} queries, measured on {n['held_back']:,} that nothing was "
-        "fitted on; 95 % bootstrap intervals."
+        "fitted on, or as many of them as n says, drawn at random. Intervals are 95 % of a bootstrap; the difference "
+        "is on the same queries."
     )
-    lines = [intro, "", "| who chooses | right | interval | less TF-IDF's |", "|---|---:|---|---|"]
+    lines = [intro, "", "| who chooses | n | right | interval | less TF-IDF's |", "|---|---:|---:|---|---|"]
     for name, row in result["accuracy"].items():
         gap = row.get("minus_tfidf")
         shown = "" if gap is None else f"{gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]"
         low, high = row["interval"]
-        lines.append(f"| {name} | {row['accuracy']:.3f} | [{low:.3f}, {high:.3f}] | {shown} |")
+        lines.append(f"| {name} | {row['n']} | {row['accuracy']:.3f} | [{low:.3f}, {high:.3f}] | {shown} |")
     for kind, cost in result["cost"].items():
         times = result["latency_median_s"].get(kind)
         took = (
@@ -55,8 +56,7 @@ def _measured(result: dict[str, Any]) -> str:
         )]  # fmt: skip
     adapter = result["adapter"]
     if adapter.get("gguf_bytes"):
-        lines += ["", (
-            f"The adapter: {adapter['num_parameters']:,} numbers, {adapter['gguf_bytes'] / 1e6:.1f} MB, "
-            f"{adapter['epochs']} passes over the queries on one core."
-        )]  # fmt: skip
+        passes = "one pass" if adapter["epochs"] == 1 else f"{adapter['epochs']} passes"
+        size = f"{adapter['num_parameters']:,} numbers, {adapter['gguf_bytes'] / 1e6:.1f} MB"
+        lines += ["", f"The adapter: {size}, after {passes} over the queries on one core."]
     return "\n".join(lines)
