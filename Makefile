@@ -4,10 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+TESTED_BY := hypothesis pytest pytest-asyncio pytest-timeout
+
 export HF_HUB_OFFLINE ?= 1
 export NEARFAR_DATA   ?= ../shared/data
 
-.PHONY: help demo test check format vllm soak bench bench-main docs wheel clean
+.PHONY: help demo test check format vllm test-torch test-vllm soak bench bench-main docs wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +31,23 @@ format: $(VENV)/.dev ## make the formatter and the linter's fixes
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs it too (2 GB)
+
+test-torch: .venv-torch/.quantize ## the quantizer and its operation, with torch in an environment of its own (1 GB)
+	.venv-torch/bin/pytest tests/serving/quantization
+
+test-vllm: .venv-vllm/.quantize ## nested weights inside the real vLLM
+	.venv-vllm/bin/pytest tests/serving/quantization
+
+.venv-torch/.quantize: pyproject.toml
+	@test -d .venv-torch || $(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[quantize]' $(TESTED_BY)
+	@touch $@
+
+.venv-vllm/.quantize: .venv-vllm/.done pyproject.toml
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TESTED_BY)
+	@touch $@
 
 .venv-vllm/.done: tests/support/vllm-requirements.txt
 	@$(PYTHON) -m venv .venv-vllm

@@ -37,7 +37,8 @@ from nearfar.serving.quantization.quantizer import Blocks, Options, moments, qua
 from nearfar.serving.quantization.rounding import EMPHASIS, round_matrix
 
 WIDTHS = (2, 4, 6, 8)
-PIECES, LENGTH = 8, 512  # of each text
+PIECES, LENGTH = 4, 512  # of each text
+OPTIONS = Options(widths=WIDTHS, num_samples=16)
 RESAMPLES = 10_000
 GGUF = Path.home() / ".cache/nearfar/weights/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -103,13 +104,12 @@ def _half(key: str) -> int:
 
 def dedicated(work: Path, model: Path, calibration: Path, group_size: int, clock: Clock) -> None:
     """Writes each block's matrices of every single width, one file a block."""
-    options = Options()
     blocks = Blocks.open(model, Checkpoint.open(model))
     folder = work / "dedicated"
     folder.mkdir(exist_ok=True)
     if (folder / "done").exists():
         return
-    hidden = blocks.enter(samples(model, calibration, options))
+    hidden = blocks.enter(samples(model, calibration, OPTIONS))
     for number in range(len(blocks)):
         clock.check()
         path = folder / f"{number}.safetensors"
@@ -230,6 +230,7 @@ def report(work: Path, quantized: dict[str, Any], minutes: float, out: Path) -> 
         **provenance("python benchmarks/quantization.py --work FOLDER", ("torch", "transformers", "safetensors")),
         "model": {"name": GGUF.name, "weights": "dequantized to bfloat16"},
         "pieces": {"of_each_text": PIECES, "tokens": LENGTH},
+        "calibration": {"pieces": OPTIONS.num_samples, "tokens": OPTIONS.sample_tokens},
         "emphasis": {str(width): EMPHASIS[width] for width in WIDTHS},
         "memory": quantized,
         "perplexity": table,
@@ -276,7 +277,7 @@ def main() -> None:
                 if done < blocks:
                     clock.check()
 
-            quantized = quantize(model, work / "nested", calibration=calibration, progress=progress)
+            quantized = quantize(model, work / "nested", calibration=calibration, options=OPTIONS, progress=progress)
             facts = {key: value for key, value in asdict(quantized).items() if key not in ("config", "kept")}
             facts["over_dedicated"] = round(quantized.num_bytes / quantized.dedicated_bytes, 4)
             facts["group_size"] = quantized.config.group_size

@@ -1,1 +1,1 @@
-"""How models and answers are served: the HTTP gateway."""
+"""How models and answers are served: the HTTP gateway, vLLM servers, nested weights."""
