@@ -18,6 +18,9 @@ from .metrics import FIGURES, Mean, figures, mean
 #: How many hits a stage ranks.
 DEPTH = 100
 
+#: Fewer labelled queries than this fit nothing: what they teach is chance.
+LEAST = 20
+
 #: How many chunks enter the candidates for what they were relevant to.
 _REMEMBERED = 20
 
@@ -99,7 +102,7 @@ def rank_and_measure(
     Args:
         chunks: searched in.
         queries: measured on.
-        train: fitted on; none: nothing is fitted.
+        train: fitted on, where there are at least `LEAST`.
         embedder: of both.
         multi_hop: whether several passages answer a query together, each leading to the next.
         resamples: of the bootstrap.
@@ -113,7 +116,7 @@ def rank_and_measure(
     index_s = time.perf_counter() - started
     started = time.perf_counter()
     learned: list[tuple[str, Callable[[str], list[Hit]]]] = []
-    if train:
+    if len(train) >= LEAST:
         remembered.embed_queries([query.text for query in train])
         for name, uses_memory in (("weights fitted on the labelled queries", False), ("… and what they found", True)):
             retriever = LearnedRetriever(corpus, train, uses_memory=uses_memory)

@@ -177,12 +177,16 @@ def test_a_report_measures_every_stage(corpus, embedder):
     """Baselines first, what was fitted last, gains against the stage before."""
     queries = [JudgedQuery(str(number), text, gold) for number, (text, gold) in enumerate(QUESTIONS)]
 
-    report = rank_and_measure(corpus.chunks, queries, queries, embedder, multi_hop=True, resamples=20)
+    train = [JudgedQuery(f"{each.id}-{copy}", each.text, each.relevant) for each in queries for copy in range(7)]
+
+    report = rank_and_measure(corpus.chunks, queries, train, embedder, multi_hop=True, resamples=20)
+    untaught = rank_and_measure(corpus.chunks, queries, train[:5], embedder, resamples=20)
 
     names = [stage.name for stage in report.stages]
     assert names[0] == "bm25"
     assert names[-1] == "bridges"
     assert len(names) == 6
+    assert [stage.name for stage in untaught.stages] == names[:3]
     assert report.stages[0].gain is None
     assert report.best.figures["recall@5"].value >= report.stages[0].figures["recall@5"].value
     assert set(report.rankings) == {"0", "1", "2"}
