@@ -13,8 +13,7 @@ from .answer_span import answer_key
 #: Makes a paid call, within what is left of the budget.
 Ask: TypeAlias = Callable[[ChatModel, Query], Awaitable[Answer]]
 
-#: Cosine from which two answers say the same. With the static embedder, paraphrases of short answers are above it and
-#: answers that name another thing mostly below; benchmarks/signals.py has what follows from it.
+#: Cosine from which two answers say the same. Not tuned; benchmarks/signals.py measures the signals that it gives.
 SAME_COSINE = 0.8
 
 
