@@ -135,7 +135,7 @@ class EngineSpec:
         command += ["--model", self.model, "--served-model-name", self.name]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         command += ["--middleware", _GUARD, "--allowed-media-domains", "nowhere.invalid"]
-        command += ["--dtype", self.dtype, "--enable-prompt-tokens-details"]
+        command += ["--dtype", self.dtype, "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
         if self.revision is not None:
             command += ["--revision", self.revision]
         if self.quantization is not None:

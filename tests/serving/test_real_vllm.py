@@ -1,0 +1,187 @@
+"""The real vLLM on this machine's CPU, through its whole life; skipped where `make vllm` has not been run."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from support.weights import smollm2_path
+
+from nearfar.models.weights import default_cache_dir
+from nearfar.serving.engine.process import members
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+
+pytestmark = [
+    pytest.mark.skipif(not PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
+    pytest.mark.timeout(900),
+]
+
+CONFIG = """
+[engines]
+python = "{python}"
+memory_gib = {memory_gib}
+
+[models.smol]
+kind = "vllm"
+model = "{model}"
+context_window = 1024
+threads = 2
+memory_gib = 3.0
+loras = {{ red = "{model}/red", green = "{model}/green" }}
+
+[models.other]
+kind = "vllm"
+model = "{model}"
+context_window = 512
+threads = 2
+memory_gib = 3.0
+loras = {{ blue = "{model}/blue" }}
+
+[cascades.auto]
+tiers = ["smol"]
+"""
+PRIME = "What is the capital of France?"
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """SmolLM2 in safetensors with three adapters, made once and kept in the user's cache."""
+    folder = default_cache_dir() / "checkpoints" / "smollm2"
+    if not (folder / "done").exists():
+        script = ROOT / "tests" / "support" / "make_checkpoint.py"
+        subprocess.run([PYTHON, "-P", script, smollm2_path(), folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, checkpoint):
+    """A config with two models of the same weights, and room for one and a half."""
+    (tmp_path / "nearfar.toml").write_text(CONFIG.format(python=PYTHON, model=checkpoint, memory_gib=4.5))
+    yield tmp_path
+    nearfar(tmp_path, "engine", "stop")
+
+
+def environment(home):
+    """With the data in the test's own folder."""
+    return os.environ | {"NEARFAR_HOME": str(home / "data")}
+
+
+def nearfar(home, *arguments):
+    """Runs a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "nearfar.cli", *arguments],
+        cwd=home,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def status(home):
+    """The engines by name."""
+    return {each["name"]: each for each in json.loads(nearfar(home, "engine", "status", "--json").stdout)["engines"]}
+
+
+class Gateway:
+    """`nearfar serve` in a process of its own."""
+
+    def __init__(self, home):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "nearfar.cli", "serve", "--port", "0"],
+            cwd=home,
+            env=environment(home),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in self._process.stderr:
+            if "http://" in line:
+                self.url = "http://" + line.partition("http://")[2].split("/v1")[0].strip()
+                break
+
+    async def chat(self, model, text=PRIME, **options):
+        """One completion, as a client gets it."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 24}
+        async with httpx2.AsyncClient(timeout=600) as client:
+            reply = await client.post(f"{self.url}/v1/chat/completions", json={**body, **options})
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    def close(self):
+        """Stops it as a service manager does."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.communicate(timeout=120)
+
+
+@pytest.fixture
+def gateway(home):
+    """A gateway over the config."""
+    gateway = Gateway(home)
+    yield gateway
+    gateway.close()
+
+
+async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
+    """One server: log-probabilities, a schema, adapters, doors that are shut, kill -9, and no process left."""
+    up = nearfar(home, "engine", "up", "smol")
+    assert up.returncode == 0, up.stderr + nearfar(home, "engine", "logs", "smol").stdout[-3000:]
+    before = status(home)["smol"]
+
+    plain = await gateway.chat("smol", logprobs=True, top_logprobs=3)
+    shaped = await gateway.chat(
+        "smol", "Name a city.", response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    )
+    adapted = await asyncio.gather(*(gateway.chat(f"smol+{each}", logprobs=True) for each in ("red", "green")))
+
+    tokens = plain["choices"][0]["logprobs"]["content"]
+    text = plain["choices"][0]["message"]["content"]
+    assert "Paris" in text
+    assert "".join(token["token"] for token in tokens).strip() == text.strip()
+    assert all(len(token["top_logprobs"]) >= 3 and token["logprob"] <= 0 for token in tokens)
+    assert list(json.loads(shaped["choices"][0]["message"]["content"])) == ["city"]
+    firsts = {reply["choices"][0]["logprobs"]["content"][0]["logprob"] for reply in (plain, *adapted)}
+    assert len(firsts) == 3  # the adapters are small, so that the words may be the same
+
+    async with httpx2.AsyncClient() as client:
+        doors = ["/invocations", "/v1/load_lora_adapter", "/metrics", "/v1/chat/completions"]
+        codes = [(await client.post(before["url"] + door, json={})).status_code for door in doors]
+    assert codes == [404, 404, 404, 401]
+
+    asking = [asyncio.create_task(gateway.chat("smol", max_tokens=200)) for _ in range(4)]
+    await asyncio.sleep(0.5)
+    os.kill(before["pid"], signal.SIGKILL)
+    answers = await asyncio.gather(*asking)
+    after = status(home)["smol"]
+    assert all(each["choices"][0]["message"]["content"] for each in answers)
+    assert after["restarts"] == 1
+    assert after["pid"] != before["pid"]
+
+    stopped = nearfar(home, "engine", "stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert members(before["pid"]) == members(after["pid"]) == []
+    assert status(home)["smol"]["state"] == "stopped"
+
+
+@pytest.mark.soak
+async def test_two_models_and_three_adapters_in_room_for_one_and_a_half(home, gateway):
+    """Requests to all five at once are answered; at no time are two servers in memory."""
+    names = ["smol", "smol+red", "smol+green", "other", "other+blue"]
+
+    replies = await asyncio.gather(*(gateway.chat(name, max_tokens=8) for name in names for _ in range(3)))
+    running = [each["name"] for each in status(home).values() if each["pid"]]
+
+    assert [reply["nearfar"]["model"] for reply in replies] == [name for name in names for _ in range(3)]
+    assert running == ["other"]
