@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, log2
-from random import Random
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,10 @@ def mean(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> Me
     """
     if not values:
         raise ValueError("There is no mean of no values.")
-    draw = Random(seed)  # noqa: S311
-    means = sorted(fsum(draw.choices(values, k=len(values))) / len(values) for _ in range(resamples))
-    low, high = means[int(0.025 * (resamples - 1))], means[int(0.975 * (resamples - 1))]
-    return Mean(fsum(values) / len(values), low, high)
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    array = np.asarray(values, float)
+    means = [float(array[draw.integers(len(array), size=len(array))].mean()) for _ in range(resamples)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Mean(float(array.mean()), float(low), float(high))

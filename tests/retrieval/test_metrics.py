@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import dictionaries, floats, lists, permutations, sampled_from
 
+pytest.importorskip("numpy", reason="numpy is not installed")
+
 from nearfar.retrieval.metrics import FIGURES, figures, mean, ndcg, recall, reciprocal_rank
 
 IDS = list("abcdefgh")
