@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from support.engines import QUICK, starts, stub_engine, stub_spec
 
 from nearfar.errors import ModelLoadError
 from nearfar.models.openai_wire import OpenAIWireModel
+from nearfar.serving.engine.engine import Engine
 from nearfar.serving.engine.process import members
 from nearfar.serving.engine.records import Records
+from nearfar.serving.engine.spec import EngineSpec
 from nearfar.types import Query
 
 
@@ -257,3 +260,35 @@ async def test_the_load_is_read_off_the_metrics(tmp_path, engine_of):
     assert signals["engine_kv_cache_use"] == 0.25
     assert signals["engine_queue"] == 0
     assert signals["engine_tokens_per_s"] > 0
+
+
+async def test_a_server_of_somebody_else_is_used_and_left_alone(tmp_path, engine_of):
+    """Attached to an address, the engine waits for it, reads its load, and stops nothing."""
+    owner = engine_of(stub_spec(tmp_path))
+    owner.begin()
+    address = await owner.ready()
+    guest = Engine(
+        EngineSpec("guest", "near"), home=tmp_path / "other", find=owner._find, patience=QUICK, attach=address
+    )
+
+    guest.begin()
+    text = await ask(await guest.ready())
+    await until(lambda: guest.load is not None)
+    await guest.stop()
+
+    assert text == f"near {owner.pid}"
+    assert await ask(address) == text
+    assert not home.exists()
+
+
+async def test_a_taken_port_is_named_before_anything_starts(tmp_path, engine_of):
+    """With the way out: another port, or url."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        engine = engine_of(stub_spec(tmp_path, port=port))
+        engine.begin()
+
+        with pytest.raises(ModelLoadError, match=rf"port {port} is taken"):
+            await engine.ready()
+
+    assert starts(tmp_path) == 0

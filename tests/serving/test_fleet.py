@@ -18,9 +18,9 @@ UNIT = 1000
 
 
 @asynccontextmanager
-async def fleet_of(tmp_path, *specs, budget=None):
+async def fleet_of(tmp_path, *specs, budget=None, gpu_bytes=None):
     """A fleet of the specs and what makes its models, all closed afterwards."""
-    engines = [stub_engine(tmp_path, spec, QUICK) for spec in specs]
+    engines = [stub_engine(tmp_path, spec, QUICK, gpu_bytes=gpu_bytes) for spec in specs]
     fleet = Fleet(engines, records=Records(tmp_path / "engines"), budget_bytes=budget)
     models = []
 
@@ -198,3 +198,26 @@ async def test_closing_a_model_stops_its_engine_and_no_other(tmp_path):
 
         assert members(pid) == []
         assert fleet.resident == ["b"]
+
+
+async def test_an_engine_that_sleeps_keeps_its_process(tmp_path):
+    """On a GPU an eviction may be a sleep, and the next turn a waking in the same process."""
+    specs = [stub_spec(tmp_path, name, memory_bytes=UNIT, sleeps=True) for name in "ab"]
+    async with fleet_of(tmp_path, *specs, budget=UNIT, gpu_bytes=UNIT) as (fleet, model_of):
+        first, second = model_of("a"), model_of("b")
+        before = await first.complete(Query("Hi"))
+        await second.complete(Query("Hi"))
+        assert fleet.engines["a"].state == "asleep"
+        after = await first.complete(Query("Hi"))
+
+        assert after.text == before.text
+        assert (tmp_path / "state-a" / "sleeps").read_text().splitlines() == ["/sleep?level=1", "/wake_up"]
+
+
+async def test_sleep_without_a_gpu_is_refused(tmp_path):
+    """Before anything is started."""
+    async with fleet_of(tmp_path, stub_spec(tmp_path, sleeps=True)) as (_fleet, model_of):
+        with pytest.raises(ModelLoadError, match=r"sleep needs a GPU"):
+            await model_of("near").complete(Query("Hi"))
+
+        assert starts(tmp_path) == 0

@@ -149,7 +149,7 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
     tokens = plain["choices"][0]["logprobs"]["content"]
     text = plain["choices"][0]["message"]["content"]
     assert "Paris" in text
-    assert "".join(token["token"] for token in tokens).strip() == text.strip()
+    assert "".join(token["token"] for token in tokens).startswith(text)  # vLLM counts the end as a token, too
     assert all(len(token["top_logprobs"]) >= 3 and token["logprob"] <= 0 for token in tokens)
     assert list(json.loads(shaped["choices"][0]["message"]["content"])) == ["city"]
     firsts = {reply["choices"][0]["logprobs"]["content"][0]["logprob"] for reply in (plain, *adapted)}

@@ -46,9 +46,11 @@ def stub_spec(tmp_path: Path, name: str = "near", *, fault: str = "", **options:
     return EngineSpec(name, model, environment=environment, **options)  # type: ignore[arg-type]
 
 
-def stub_engine(tmp_path: Path, spec: EngineSpec, patience: Patience = QUICK) -> Engine:
+def stub_engine(
+    tmp_path: Path, spec: EngineSpec, patience: Patience = QUICK, *, gpu_bytes: int | None = None
+) -> Engine:
     """An engine whose vLLM is the stub."""
-    found = Installation(Path(sys.executable), "0.32.0", None)
+    found = Installation(Path(sys.executable), "0.32.0", gpu_bytes)
     return Engine(spec, home=tmp_path / "engines", find=lambda: found, patience=patience)
 
 

@@ -330,7 +330,7 @@ class Engine:
             now = time.monotonic()
             is_due = not is_up or self._nudge.is_set() or now - last_health >= self._patience.health_every_s
             self._nudge.clear()
-            if is_due and self._state != "asleep":
+            if is_due and self._state not in ("asleep", "draining"):
                 last_health = now
                 is_well = await self._is_well()
                 silences = 0 if is_well else silences + 1

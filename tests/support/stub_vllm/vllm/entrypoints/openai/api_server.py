@@ -61,6 +61,10 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, b"{}")
 
     def do_POST(self):
+        if self.path.partition("?")[0] in ("/sleep", "/wake_up"):
+            with (STATE / "sleeps").open("a") as file:
+                file.write(f"{self.path}\n")
+            return self.reply(200, b"{}")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers.get("Authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
             return self.reply(401, b"{}")
