@@ -216,7 +216,7 @@ async def latency(out: Path) -> None:
             assert first.usage is not None
             rows.append((kind, whole, again, choice))
         await chooser.model.aclose()
-    (out / "latency.json").write_text(json.dumps(rows))
+    (out / "latency.json").write_text(json.dumps({"load_average": os.getloadavg()[0], "rows": rows}))
 
 
 async def agree(kind: Kind, out: Path, url: str, served: str, limit: int) -> None:
@@ -366,12 +366,13 @@ def report(out: Path) -> None:
     adapter = out / "adapter"
     timings: dict[str, Any] = {}
     if (out / "latency.json").exists():
-        times = json.loads((out / "latency.json").read_text())
+        kept_times = json.loads((out / "latency.json").read_text())
+        times = kept_times["rows"]
         for kind in sorted({row[0] for row in times}):
             names = ("prompt_and_one_token_s", "one_token_s", "choice_s")
             timings[kind] = {
                 name: round(median(row[i] for row in times if row[0] == kind), 4) for i, name in enumerate(names, 1)
-            }
+            } | {"load_average": round(kept_times["load_average"], 1)}
     result = provenance("python benchmarks/functional_tokens.py report", PACKAGES) | {
         "n": {part: len(of) for part, of in parts.items()},
         "accuracy": table,

@@ -40,7 +40,8 @@ def _measured(result: dict[str, Any]) -> str:
             else (
                 f" Median {times['prompt_and_one_token_s'] * 1000:.0f} ms for a new prompt and one token, "
                 f"{times['choice_s'] * 1000:.0f} ms for a choice whose prompt is computed, "
-                f"{times['one_token_s'] * 1000:.0f} ms for a plain token there."
+                f"{times['one_token_s'] * 1000:.0f} ms for a plain token there, on two cores with a load of "
+                f"{times['load_average']:.0f}."
             )
         )
         tokens = ", ".join(map(str, cost["completion_tokens"]))
