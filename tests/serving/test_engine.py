@@ -278,7 +278,7 @@ async def test_a_server_of_somebody_else_is_used_and_left_alone(tmp_path, engine
 
     assert text == f"near {owner.pid}"
     assert await ask(address) == text
-    assert not home.exists()
+    assert not (tmp_path / "other").exists()
 
 
 async def test_a_taken_port_is_named_before_anything_starts(tmp_path, engine_of):

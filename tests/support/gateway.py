@@ -40,9 +40,7 @@ def settings_of(**settings: Any) -> GatewaySettings:
 
 
 @asynccontextmanager
-async def gateway(
-    router: Router, *, doors: Mapping[str, Door] | None = None, **settings: Any
-) -> AsyncIterator[Server]:
+async def gateway(router: Router, *, doors: Mapping[str, Door] | None = None, **settings: Any) -> AsyncIterator[Server]:
     """A gateway in this event loop; closes the router too."""
     try:
         async with serving(router, settings=settings_of(**settings), doors=doors) as server:
