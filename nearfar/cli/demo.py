@@ -33,7 +33,7 @@ _QUESTIONS = (
 )
 _MAX_TOKENS = 48
 #: What Python's own documentation holds, and a small model alone does not know for sure.
-_DOCUMENT_QUESTION = "How do I find the most common elements of a Counter?"
+_DOCUMENT_QUESTION = "What does str.rpartition do?"
 _DOCUMENTS = "python-docs"
 
 
@@ -188,7 +188,7 @@ class _Demo:
         console.print(f'  {command} ask "Why is the sky blue?" --explain', markup=False)
         console.print(f"  {command} chat", markup=False)
         if has_documents:
-            question = "What does str.rpartition do?"
+            question = "How do I find the most common elements of a Counter?"
             console.print(f'  {command} ask --docs {_DOCUMENTS} "{question}"', markup=False)
         console.print(
             f"  {command} serve      # then point any OpenAI client at http://127.0.0.1:8642/v1", markup=False
@@ -196,7 +196,7 @@ class _Demo:
 
 
 def _documented_query() -> Query:
-    return opt.QueryOptions(max_tokens=_MAX_TOKENS, temperature=0.0).query(_DOCUMENT_QUESTION)
+    return opt.QueryOptions(max_tokens=2 * _MAX_TOKENS, temperature=0.0).query(_DOCUMENT_QUESTION)
 
 
 def _is_unsure(decision: Decision) -> bool:
