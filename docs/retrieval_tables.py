@@ -1,0 +1,105 @@
+"""The measured tables of retrieval-quality.md and tools.md, from the committed result of `benchmarks/retrieval.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- measured: {} -->", "<!-- end of measured -->"
+
+
+def retrieval_documents() -> Iterator[tuple[Path, str]]:
+    """The pages with their tables as the result has them."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "retrieval.json").read_text())
+    tables = {
+        "scifact": _scifact, "multi-hop": _multi_hop, "compression": _compression, "tools": _tools,
+    }  # fmt: skip
+    for name in ("retrieval-quality.md", "tools.md"):
+        path = ROOT / "docs" / name
+        text = path.read_text()
+        for key, table in tables.items():
+            begin = BEGIN.format(key)
+            if begin in text:
+                before, rest = text.split(begin, 1)
+                lines = table(result[key.replace("-", "_")])
+                text = f"{before}{begin}\n" + "\n".join(lines) + f"\n{END}{rest.split(END, 1)[1]}"
+        yield path, text
+
+
+def _cell(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _gain(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def _scifact(part: Mapping[str, Any]) -> list[str]:
+    fresh = part["ndcg@10 where no training query has the documents"]
+    lines = [
+        "| stage | nDCG@10 | over the stage before | R@10 | R@100 | ms a query |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {stage['name']} | {_cell(stage['ndcg@10'])} | {_gain(stage['ndcg@10_gain'])} "
+        f"| {stage['recall@10']['value']:.3f} | {stage['recall@100']['value']:.3f} | {stage['latency_ms']:.0f} |"
+        for stage in part["stages"]
+    ]
+    about = (
+        f"On the {fresh['all']['n']} queries whose documents no labelled query has, the scores added reach "
+        f"{_cell(fresh['scores added'])} and the whole {_cell(fresh['all'])}: what labelled queries found helps only "
+        "where the same documents are asked for again."
+    )
+    size = f"n = {part['queries']} queries over {part['documents']:,} documents"
+    return [*lines, "", f"{size}, {part['train_queries']} labelled queries.", about]
+
+
+def _multi_hop(part: Mapping[str, Any]) -> list[str]:
+    sets = [name for name in part if isinstance(part[name], dict)]
+    ways = list(part[sets[0]]["recall@5"])
+    lines = ["| R@5 | " + " | ".join(f"`{name}`" for name in sets) + " |", "| --- |" + " --- |" * len(sets)]
+    lines += [f"| {way} | " + " | ".join(_cell(part[name]["recall@5"][way]) for name in sets) + " |" for way in ways]
+    lines.append("| questions | " + " | ".join(str(part[name]["questions"]) for name in sets) + " |")
+    lines.append("| passages | " + " | ".join(f"{part[name]['passages']:,}" for name in sets) + " |")
+    lines.append("| ms a question | " + " | ".join(f"{part[name]['latency_ms']:.0f}" for name in sets) + " |")
+    return lines
+
+
+def _compression(part: Mapping[str, Any]) -> list[str]:
+    half, fifth = part["0.5"], part["0.2"]
+    lines = [f"| the answer survives, n = {part['questions']} | half the tokens | a fifth |", "| --- | --- | --- |"]
+    lines += [
+        f"| {name} | {_cell(found)} | {_cell(fifth['answer survives'][name])} |"
+        for name, found in half["answer survives"].items()
+        if "," not in name
+    ]
+    lines.append(f"| tokens a second | {half['tokens_per_s']:,.0f} | {fifth['tokens_per_s']:,.0f} |")
+    speech = part["sotu"]
+    key = "four fifths of them"
+    lines += ["", f"| the speech, n = {speech['questions']} | half the tokens | a fifth |", "| --- | --- | --- |"]
+    for name in speech["0.5"][key]:
+        lines.append(f"| {name} | {_cell(speech['0.5'][key][name])} | {_cell(speech['0.2'][key][name])} |")
+    free = part["no budget"]
+    kept = f"Without a budget {_cell(free['rate'])} of the tokens are kept"
+    return [*lines, "", f"{kept}, and the answer in {_cell(free['answer survives'])} of the cases."]
+
+
+def _tools(part: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| examples | way | R@1 | R@5 | nDCG@10 | ms a request |",
+        "| --- | --- | --- | --- | --- | ---: |",
+    ]
+    for name in ("no examples", "a tenth", "all"):
+        for stage in part[name]["stages"]:
+            cells = " | ".join(_cell(stage[figure]) for figure in ("recall@1", "recall@5", "ndcg@10"))
+            lines.append(f"| {part[name]['examples']:,} | {stage['name']} | {cells} | {stage['latency_ms']:.1f} |")
+    new = part["a new tool with five examples"]
+    about = (
+        "Twenty tools in turn were left out of a fitted index and added live with five examples: R@1 "
+        f"{_cell(new['recall@1'])}, R@5 {_cell(new['recall@5'])}; R@1 of other tools' requests changes by "
+        f"{_gain(new['recall@1 of others, change'])}."
+    )
+    return [*lines, "", f"n = {part['requests']:,} requests for {part['tools']} tools.", about]
