@@ -140,6 +140,7 @@ class VllmSettings(_ModelSettings):
     quantization: str | None = None  # None: what the checkpoint says
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     loras: dict[str, Path] = Field(default_factory=dict)  # adapters' folders by name; each is a model NAME+ADAPTER
+    widths: tuple[int, ...] = ()  # bits to read nested weights at; each is a model NAME@BITS, NAME itself the widest
     draft: str | None = None  # a smaller model that guesses ahead
     draft_tokens: int = Field(4, ge=1, le=32)
     memory_gib: PositiveFloat | None = None  # what it takes of engines.memory_gib; None: estimated
@@ -1081,14 +1082,17 @@ def _near_first(models: Mapping[str, ModelSettings]) -> list[str]:
 
 
 def model_names(models: Mapping[str, ModelSettings]) -> list[str]:
-    """What a cascade or a query may name: every model, and every LoRA adapter of one as MODEL+ADAPTER."""
+    """What a cascade or a query may name: every model, its LoRA adapters as MODEL+ADAPTER, its widths as MODEL@BITS."""
+    widths = (
+        f"{name}@{bits}" for name, model in models.items() if isinstance(model, VllmSettings) for bits in model.widths
+    )
     adapters = (
         f"{name}+{lora}"
         for name, model in models.items()
         if isinstance(model, LlamaCppSettings | VllmSettings)
         for lora in model.loras
     )
-    return [*models, *adapters]
+    return [*models, *adapters, *widths]
 
 
 def placement(model: ModelSettings) -> Placement:

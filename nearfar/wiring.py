@@ -423,14 +423,19 @@ def _llama_cpp(name: str, model: LlamaCppSettings) -> ChatModel:
     )
 
 
-def _vllm(name: str, model: VllmSettings, fleet: Fleet | None, adapter: str | None = None) -> ChatModel:
+def _vllm(
+    name: str, model: VllmSettings, fleet: Fleet | None, adapter: str | None = None, bits: int | None = None
+) -> ChatModel:
     from nearfar.serving.engine.model import EngineModel
 
     assert fleet is not None  # there is this model
+    asked = bits or max(model.widths, default=None)
     return EngineModel(
         fleet,
         name,
         adapter=adapter,
+        name=None if bits is None else f"{name}@{bits}",
+        extra=None if asked is None else {"vllm_xargs": {"bits": asked}},
         served=None if model.url is None else adapter or model.model,
         max_output_tokens=model.max_output_tokens,
         price=_given_price(model) or FREE,
@@ -507,9 +512,11 @@ def _python(name: str, model: PythonSettings, config: Path | None) -> ChatModel:
 
 
 def _with_adapters(built: ChatModel, model: ModelSettings, fleet: Fleet | None) -> Iterator[ChatModel]:
-    """The model, and each of its LoRA adapters on the same weights in the same memory."""
+    """The model, each of its LoRA adapters, and each width of nested weights: the same weights in the same memory."""
     yield built
     if isinstance(model, VllmSettings):
+        for bits in model.widths:
+            yield _vllm(built.card.name, model, fleet, bits=bits)
         for lora in model.loras:
             yield _vllm(built.card.name, model, fleet, lora)
     if isinstance(model, LlamaCppSettings) and model.loras:

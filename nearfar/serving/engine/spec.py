@@ -61,6 +61,9 @@ _RESERVED: Final = frozenset(
 GUARD_FOLDER: Final = Path(__file__).parent / "guard"
 _GUARD: Final = "nearfar_engine_guard.Guard"
 
+#: Puts the width of each request where vLLM's plugin for nested planes looks for it, inside the guard.
+_PRECISION: Final = "nearfar.serving.quantization.vllm_plugin.PrecisionMiddleware"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -91,6 +94,14 @@ class EngineSpec:
     def is_local(self) -> bool:
         """Whether the model is a folder and not a hub's name."""
         return Path(self.model).is_dir() or self.model.startswith((".", "/", "~"))
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the folder holds nested planes, which are read at the width that each request asks for."""
+        if not Path(self.model).is_dir():
+            return False
+        about = _config_of(Path(self.model), f"[models.{self.name}]").get("quantization_config")
+        return isinstance(about, dict) and about.get("quant_method") == "nearfar_nested"
 
     @property
     def fingerprint(self) -> str:
@@ -134,6 +145,9 @@ class EngineSpec:
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", self.model, "--served-model-name", self.name]
         command += ["--host", "127.0.0.1", "--port", str(port)]
+        if self.is_nested:
+            command += ["--middleware", _PRECISION, "--additional-config", json.dumps({"nearfar_salted": True})]
+            command += [] if "--enforce-eager" in self.arguments or not on_gpu else ["--enforce-eager"]
         command += ["--middleware", _GUARD, "--allowed-media-domains", "nowhere.invalid"]
         command += ["--dtype", self.dtype, "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
         if self.revision is not None:
