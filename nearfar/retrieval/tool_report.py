@@ -10,6 +10,7 @@ from nearfar.types import Embedder, Hit, ToolSpec
 
 from .embedders import Remembered
 from .ranking_report import Stage, embedding_latency_s, measure
+from .tool_classifier import ToolClassifier
 from .tools import ToolIndex, ToolUse
 
 #: The ways of the first stage that are shown beside the whole, and what they are.
@@ -72,6 +73,9 @@ def search_and_measure(
         (said, lambda text, name=name: index.search_by(text, name, k=_DEPTH))  # type: ignore[misc]
         for name, said in alone.items()
     ]
+    if examples:
+        classifier = ToolClassifier.fit(examples, remembered)
+        ways.append(("multi-label classifier", lambda text: classifier.search(text, k=_DEPTH)))
     ways.append(("all, weighed by examples" if index.is_fitted else "all", lambda text: index.search(text, k=_DEPTH)))
 
     embedding_s = embedding_latency_s(embedder, [request.text for request in requests])

@@ -12,6 +12,7 @@ pytest.importorskip("bm25s", reason="bm25s is not installed")
 pytest.importorskip("wordllama", reason="wordllama is not installed")
 
 from nearfar.retrieval.embedders import Remembered, StaticEmbedder  # noqa: E402
+from nearfar.retrieval.tool_classifier import ToolClassifier  # noqa: E402
 from nearfar.retrieval.tool_report import search_and_measure  # noqa: E402
 from nearfar.retrieval.tools import ToolIndex, ToolUse, read_tools, read_uses  # noqa: E402
 
@@ -164,6 +165,20 @@ def test_a_report_shows_each_way_and_all_of_them(embedder):
     )
 
     assert next(stage.name for stage in report.stages) == "bm25 over descriptions"
-    assert len(report.stages) == 6
+    assert len(report.stages) == 7
     assert report.best.figures["recall@1"].value == 1
     assert len(search_and_measure(TOOLS, USES[:4], [], embedder, resamples=20).stages) == 3
+
+
+def test_a_classifier_tells_several_tools_from_none(embedder):
+    """Each tool's probability is its own: high for both that a request needs, low for all where it needs none."""
+    both = [ToolUse(f"the weather in {place} and flights there", ("weather", "flights")) for place in WHERE]
+
+    classifier = ToolClassifier.fit([*USES, *both], embedder)
+
+    said = classifier.probabilities("the weather in Bonn and flights there")
+    assert min(said["weather"], said["flights"]) > 0.5 > max(said["stocks"], said["recipes"])
+    assert names(classifier.search("Do I need an umbrella in Bonn tomorrow?", k=1)) == ["weather"]
+    assert all(0 <= share <= 1 for share in said.values())
+    with pytest.raises(DataError, match="No requests"):
+        ToolClassifier.fit([], embedder)
