@@ -60,8 +60,8 @@ class SentenceEmbedder:
         self._dim = int(self._model.get_embedding_dimension())
         if dim is not None and dim > self._dim:
             raise ConfigError(f"The embedder {model!r} has {self._dim} numbers, not {dim}; set dim to at most that.")
-        prompted = f" {self._document_prompt!r} {self._query_prompt!r}" if prompts or query_prompt else ""
-        self._name = f"{model}-{self._dim}{prompted}"
+        prompted = [repr(prompt) for prompt in (self._document_prompt, self._query_prompt) if prompt]
+        self._name = " ".join([f"{model.rstrip('/')}-{self._dim}", *prompted])
 
     @property
     def name(self) -> str:
