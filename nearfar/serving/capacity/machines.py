@@ -51,8 +51,10 @@ class Machine:
     def requests_per_s(self, shape: Shape, target: Target, *, load: float = 1.0) -> float:
         """The rate of requests of this shape at which the machine keeps the target; 0: at none.
 
-        In a steady state with n requests running, a request's decoding takes its tokens' steps and, between them,
-        the prompts of the n requests that begin meanwhile, so that n / rate = steps + n · prompt.
+        In a steady state with n requests running, a request lives for its tokens' steps and the prompts of the n
+        requests that begin meanwhile, its own among them: life = steps + n · prompt, and the rate is n / life. The
+        time per token is that without its own prompt, which belongs to the first token; that one takes a step for
+        each chunk of the prompt.
 
         Args:
             shape: the requests.
@@ -63,17 +65,17 @@ class Machine:
         """
         prompt_s = self.per_prompt_token_s * shape.prompt_tokens
         steps = max(1, shape.completion_tokens)
+        chunks = -(-shape.prompt_tokens // self.prompt_chunk)
         context = shape.prompt_tokens + shape.completion_tokens / 2
-        if prompt_s + self.decode_s(1, context) > target.ttft_s:
-            return 0.0
-        most = min(self.max_sequences, int(self.kv_tokens // (shape.prompt_tokens + shape.completion_tokens)))
         best = 0.0
-        low, high = 1, most
-        while low <= high:  # the time per token grows with the batch, and so does the rate
+        low = 1
+        high = min(self.max_sequences, int(self.kv_tokens // (shape.prompt_tokens + shape.completion_tokens)))
+        while low <= high:  # both times grow with the batch, and so does the rate
             n = (low + high) // 2
-            life_s = steps * self.decode_s(n, n * context) + n * prompt_s
-            if life_s / steps <= target.tpot_s:
-                best = max(best, n / life_s)
+            step_s = self.decode_s(n, n * context)
+            keeps_first = chunks * step_s + prompt_s <= target.ttft_s
+            if keeps_first and step_s + (n - 1) * prompt_s / steps <= target.tpot_s:
+                best = n / (steps * step_s + n * prompt_s)
                 low = n + 1
             else:
                 high = n - 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from typing import Literal
 
@@ -151,14 +152,15 @@ def plan_capacity(
     """The cheapest plan whose simulation keeps the target.
 
     Planned first for nearly all of the machines' time; while the simulation misses the target, for less of it, so
-    that bursts find room.
+    that bursts find room. The program knows means alone: where the simulation sends it to a dearer plan than a simpler
+    one needs, the simpler one is given.
 
     Args:
         requests: sizes to plan for, each as likely as the others.
         rate: requests per second, arriving at random (Poisson).
         machines: what there is to rent.
         target: what answers may take.
-        by: how to plan; "single" rents machines of `kind` alone.
+        by: how to plan; "program" also tries the other two, "single" rents machines of `kind` alone.
         kind: index into `machines`.
         num_requests: to simulate.
         seed: of the simulation.
@@ -171,28 +173,37 @@ def plan_capacity(
         raise DataError(f"The rate and both times must be above 0, and the quantile in (0, 1): {rate!r}, {target!r}.")
     work = buckets(requests)
     _refuse_impossible(work, machines, target, None if by != "single" else kind)
-    last: Checked | None = None
-    for load in LOADS:
-        if by == "program":
-            plan = program(work, rate, machines, target, load=load)
-        elif by == "greedy":
-            plan = greedy(work, rate, machines, target, load=load)
-        else:
-            plan = single(work, rate, machines, target, kind, load=load)
-        if plan is None:
-            break
-        simulated = simulate(
-            requests, rate, machines, plan.counts, _by_label(work, plan), num_requests=num_requests, seed=seed
-        )
-        keeps = (
-            simulated.ttft_s(target.quantile) <= target.ttft_s and simulated.tpot_s(target.quantile) <= target.tpot_s
-        )
-        last = Checked(plan, simulated, keeps)
-        if keeps:
-            return last
-    if last is None:
+    ways: list[Callable[[float], Plan | None]] = []
+    if by == "program":
+        ways.append(lambda load: program(work, rate, machines, target, load=load))
+    if by in ("program", "greedy"):
+        ways.append(lambda load: greedy(work, rate, machines, target, load=load))
+    kinds = range(len(machines)) if by == "program" else [kind] if by == "single" else []
+    ways += [partial(_single_at, work, rate, machines, target, j) for j in kinds]
+    found: list[Checked] = []
+    for way in ways:
+        for load in LOADS:
+            plan = way(load)
+            if plan is None or any(each.keeps_target and each.plan.usd_per_hour <= plan.usd_per_hour for each in found):
+                break  # a smaller load is never cheaper
+            shares = _by_label(work, plan)
+            simulated = simulate(requests, rate, machines, plan.counts, shares, num_requests=num_requests, seed=seed)
+            found.append(Checked(plan, simulated, _keeps(simulated, target)))
+            if found[-1].keeps_target:
+                break
+    if not found:
         raise DataError("There are not enough machines for this rate. Raise `most`, or allow other kinds.")
-    return last
+    return min(found, key=lambda each: (not each.keeps_target, each.plan.usd_per_hour))
+
+
+def _single_at(
+    work: Sequence[Bucket], rate: float, machines: Sequence[Machine], target: Target, kind: int, load: float
+) -> Plan | None:
+    return single(work, rate, machines, target, kind, load=load)
+
+
+def _keeps(simulated: Simulated, target: Target) -> bool:
+    return simulated.ttft_s(target.quantile) <= target.ttft_s and simulated.tpot_s(target.quantile) <= target.tpot_s
 
 
 def _refuse_impossible(work: Sequence[Bucket], machines: Sequence[Machine], target: Target, kind: int | None) -> None:
