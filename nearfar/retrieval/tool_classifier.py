@@ -11,7 +11,7 @@ from nearfar.types import Chunk, Embedder, Hit
 from .tools import ToolUse
 
 if TYPE_CHECKING:
-    from numpy import float32
+    from numpy import float32, float64
     from numpy.typing import NDArray
 
 #: Passes over the examples, examples a step, step length: MetaTool's training queries tell no more after this.
@@ -58,7 +58,8 @@ class ToolClassifier:
             wanted[place, [column[name] for name in use.tools]] = 1
         draw = np.random.default_rng(seed)
         weights: NDArray[float32] = np.zeros((rows.shape[1], len(names)), np.float32)
-        mean, spread = np.zeros_like(weights), np.zeros_like(weights)
+        mean: NDArray[float64] = np.zeros(weights.shape)
+        spread: NDArray[float64] = np.zeros(weights.shape)
         step = 0
         for epoch in range(_EPOCHS):
             length = _STEP * (1 - epoch / _EPOCHS)
