@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 from guarantee_tables import guarantee_documents
+from retrieval_tables import retrieval_documents
 from routing_tables import routing_documents
 from signal_tables import signal_documents
 from token_tables import token_documents
@@ -54,6 +55,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Each generated document with its text."""
     yield ROOT / "docs" / "cli.md", cli_reference()
     yield from guarantee_documents()
+    yield from retrieval_documents()
     yield from routing_documents()
     yield from signal_documents()
     yield from token_documents()

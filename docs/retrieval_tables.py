@@ -22,7 +22,7 @@ def retrieval_documents() -> Iterator[tuple[Path, str]]:
         text = path.read_text()
         for key, table in tables.items():
             begin = BEGIN.format(key)
-            if begin in text:
+            if begin in text and key.replace("-", "_") in result:
                 before, rest = text.split(begin, 1)
                 lines = table(result[key.replace("-", "_")])
                 text = f"{before}{begin}\n" + "\n".join(lines) + f"\n{END}{rest.split(END, 1)[1]}"
