@@ -4,8 +4,8 @@
 
 Sizes: every question and recorded answer of two public tables of grade-school problems, and questions with the passages
 that they are to be answered from, counted with the embedded model's own tokenizer. Machines: an 8-billion-parameter
-model in 16 bits on four GPUs, their step times modelled from bandwidth and arithmetic, at on-demand prices; no GPU of
-ours was timed. The plan of each kind, rate and workload is simulated with other random numbers than it was chosen by.
+model in 16 bits on four GPUs, their step times modelled from bandwidth and arithmetic, at assumed prices; no GPU of ours was
+timed. The plan of each kind, rate and workload is simulated with other random numbers than it was chosen by.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ TARGETS = {"loose": Target(ttft_s=2.0, tpot_s=0.12), "tight": Target(ttft_s=1.0,
 RATES = (2.0, 8.0, 32.0, 128.0)
 
 #: Kind: US dollars an hour, memory in GB, GB/s, dense 16-bit TFLOP/s, tokens of prompts in a step.
-#: Prices: table 1 of Griggs et al. 2024, arXiv:2404.14527; the rest from the vendors' data sheets.
+#: Prices: assumed, of the order of on-demand ones in 2024 (the A100's is that of the example configuration of Griggs et
+#: al. 2024, arXiv:2404.14527); the rest from the vendors' data sheets.
 GPUS = {
     "L4": (0.70, 24, 300, 121, 256),
     "A10G": (1.01, 24, 600, 70, 256),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import typer
+from capacity_tables import capacity_documents
 from guarantee_tables import guarantee_documents
 from retrieval_tables import retrieval_documents
 from routing_tables import routing_documents
@@ -55,6 +56,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Each generated document with its text."""
     yield ROOT / "docs" / "cli.md", cli_reference()
     yield from guarantee_documents()
+    yield from capacity_documents()
     yield from retrieval_documents()
     yield from routing_documents()
     yield from signal_documents()

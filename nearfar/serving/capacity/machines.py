@@ -61,7 +61,7 @@ class Machine:
             target: what they may take.
             load: the share of the machine's time that is planned for; the rest is for bursts.
 
-        Source: MaxTput in Griggs et al. 2024, arXiv:2404.14527, section 5.2, from a model of the steps.
+        Source: MaxTput in Griggs et al. 2024, arXiv:2404.14527, from a model of the steps.
         """
         prompt_s = self.per_prompt_token_s * shape.prompt_tokens
         steps = max(1, shape.completion_tokens)

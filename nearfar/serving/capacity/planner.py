@@ -15,7 +15,7 @@ from .simulator import Simulated, simulate
 from .workload import Bucket, Shape, buckets
 
 #: A bucket's rate is dealt out in so many equal parts.
-#: Source: the slice factor of Griggs et al. 2024, arXiv:2404.14527, section 5.4, is 8 there too.
+#: Source: the slice factor of Griggs et al. 2024, arXiv:2404.14527; eight keep the solution within seconds.
 SLICES = 8
 
 #: Shares of a machine's time that are planned for, tried in this order until the simulation keeps the target.
@@ -74,7 +74,7 @@ def program(
     Raises:
         ConfigError: nearfar[fit] is not installed.
 
-    Source: Griggs et al. 2024, arXiv:2404.14527, section 5.4, solved with HiGHS (`scipy.optimize.milp`).
+    Source: Griggs et al. 2024, arXiv:2404.14527, solved with HiGHS (`scipy.optimize.milp`).
     """
     try:
         import numpy as np

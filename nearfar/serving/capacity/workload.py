@@ -31,7 +31,7 @@ class Bucket:
 
 
 #: Upper edges of the buckets, in tokens: about doubling, finer where most requests are.
-#: Source: the grid of Griggs et al. 2024, arXiv:2404.14527, section 6.1, with its ends cut to what is asked.
+#: Source: after the grid of Griggs et al. 2024, arXiv:2404.14527.
 EDGES = (25, 100, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 
 
