@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 import typer
 from capacity_tables import capacity_documents
 from guarantee_tables import guarantee_documents
+from quantization_tables import quantization_documents
 from retrieval_tables import retrieval_documents
 from routing_tables import routing_documents
 from signal_tables import signal_documents
@@ -59,6 +60,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield from capacity_documents()
     yield from retrieval_documents()
     yield from routing_documents()
+    yield from quantization_documents()
     yield from signal_documents()
     yield from token_documents()
     readme = ROOT / "README.md"

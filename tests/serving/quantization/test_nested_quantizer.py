@@ -1,6 +1,7 @@
 """A whole folder is quantized: all widths beat rounding, what was stopped goes on, and bad folders are named."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -186,6 +187,29 @@ def test_what_was_stopped_goes_on_and_ends_alike(model, text, quantized, tmp_pat
             assert all(torch.equal(tensor, tensors[key]) for key, tensor in load_file(ours).items())
         else:
             assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_disk_that_is_full_leaves_what_is_done(model, text, tmp_path):
+    """The error says that the same command goes on; with room again it does."""
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(done, _):
+        if done == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+
+    try:
+        with pytest.raises(DataError, match=r"cannot be written: .* run the same command again: what is done is kept"):
+            quantize(model, out, calibration=text, options=OPTIONS, progress=fill_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = sorted(path.name for path in out.iterdir())
+
+    quantize(model, out, calibration=text, options=OPTIONS)
+
+    done = ["model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"]
+    assert left == [*done, "quantization_state.json"]
+    assert len(NestedCheckpoint.open(out).config.columns) == 21
 
 
 def test_another_run_does_not_go_on_with_a_folder(model, text, tmp_path):
