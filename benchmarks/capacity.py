@@ -4,8 +4,8 @@
 
 Sizes: every question and recorded answer of two public tables of grade-school problems, and questions with the passages
 that they are to be answered from, counted with the embedded model's own tokenizer. Machines: an 8-billion-parameter
-model in 16 bits on four GPUs, their step times modelled from bandwidth and arithmetic, at assumed prices; no GPU of ours was
-timed. The plan of each kind, rate and workload is simulated with other random numbers than it was chosen by.
+model in 16 bits on four GPUs, their step times modelled from bandwidth and arithmetic, at assumed prices; no GPU of
+ours was timed. Each plan is simulated a second time, with other random numbers than it was chosen by.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ def capacity_documents() -> Iterator[tuple[Path, str]]:
 
 def _table(results: dict[str, Any]) -> str:
     lines = [
-        "| sizes | target | requests/s | mix | $ an hour | greedy | best single kind | saved | p99 first token "
-        "| p99 next |",
+        "| sizes | target | requests/s | mix | $ an hour | greedy | best single kind | saved | p99 first | p99 next |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["plans"]:
