@@ -17,8 +17,9 @@ help: ## what there is
 demo: $(VENV)/.base ## answer a handful of questions on this machine, one from documents
 	@$(BIN)/nearfar demo
 
-test: $(VENV)/.dev ## every behaviour, large counts reduced
+test: $(VENV)/.dev ## every behaviour, large counts reduced; what needs torch or vLLM where their environments are
 	$(BIN)/pytest -m "not soak"
+	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization || exit 1; done
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a script writes
 	$(BIN)/ruff format --check .
