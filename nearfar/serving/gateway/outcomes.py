@@ -48,8 +48,9 @@ def parse_outcome(body: bytes) -> Told:
     if isinstance(value, str):
         word = WORDS.get(value.strip().lower())
         if word is None:
+            known = ", ".join(WORDS)
             raise RequestError(
-                f"`value`: {value!r} is no outcome; send a number in [0, 1], a truth value or a word: {', '.join(WORDS)}.",
+                f"`value`: {value!r} is no outcome; send a number in [0, 1], a truth value or a word: {known}.",
                 param="value",
             )
         value = word
