@@ -19,9 +19,9 @@ GIB: Final = 1024**3
 #: The ranks that vLLM makes room for; an adapter takes the next of them.
 _LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-#: What a server takes on a CPU beside its weights and its KV cache: two Python processes with torch. 1.3 GiB for
-#: vLLM 0.32 with SmolLM2 (resident, shared pages counted once).
-_PROCESS_BYTES: Final = int(1.5 * GIB)
+#: What a server takes on a CPU beside its weights and its KV cache: three Python processes with torch. vLLM 0.32 with
+#: SmolLM2 (0.25 GiB) and a KV cache of 1 GiB had 0.64, 0.64 and 2.06 GiB resident.
+_PROCESS_BYTES: Final = int(2.1 * GIB)
 
 #: Options of vLLM that nearfar sets, or that would open what it keeps shut.
 _RESERVED: Final = frozenset(
