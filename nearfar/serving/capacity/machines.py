@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +124,3 @@ def _machine(name: str, table: Any, path: Path) -> Machine:
     if machine.usd_per_hour == 0 or machine.step_s == 0:
         raise DataError(f"{place}: usd_per_hour and step_s must be above 0.", path=str(path))
     return machine
-
-
-def cheapest_per_request(machines: Sequence[Machine], shape: Shape, target: Target) -> tuple[int, float]:
-    """The machine that answers requests of this shape at the lowest price each, and that price in US dollars.
-
-    The price is infinite where none keeps the target.
-    """
-    prices = [
-        machine.usd_per_hour / 3600 / rate if (rate := machine.requests_per_s(shape, target)) > 0 else inf
-        for machine in machines
-    ]
-    best = min(range(len(machines)), key=prices.__getitem__)
-    return best, prices[best]

@@ -44,13 +44,8 @@ def buckets(requests: Sequence[Shape], edges: Sequence[int] = EDGES) -> list[Buc
     if not requests:
         raise DataError("There are no requests to plan for.")
     found: dict[tuple[int, int], list[Shape]] = {}
-    last = len(edges) - 1
     for each in requests:
-        label = (
-            edges[min(last, bisect_left(edges, each.prompt_tokens))],
-            edges[min(last, bisect_left(edges, each.completion_tokens))],
-        )
-        found.setdefault(label, []).append(each)
+        found.setdefault(label_of(each, edges), []).append(each)
     return [Bucket(_mean(members), len(members) / len(requests), label) for label, members in sorted(found.items())]
 
 
