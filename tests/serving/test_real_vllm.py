@@ -182,6 +182,8 @@ async def test_two_models_and_three_adapters_in_room_for_one_and_a_half(home, ga
 
     replies = await asyncio.gather(*(gateway.chat(name, max_tokens=8) for name in names for _ in range(3)))
     running = [each["name"] for each in status(home).values() if each["pid"]]
+    logs = [nearfar(home, "engine", "logs", name, "-n", "10000").stdout for name in ("smol", "other")]
 
     assert [reply["nearfar"]["model"] for reply in replies] == [name for name in names for _ in range(3)]
-    assert running == ["other"]
+    assert len(running) == 1
+    assert [log.count("Application startup complete") for log in logs] == [1, 1]
