@@ -53,7 +53,7 @@ def index(
     ] = None,
     embedder: Annotated[
         str | None,
-        typer.Option("--embedder", help="static, minilm, one of [embedders], or none [default: the config's]."),
+        typer.Option("--embedder", help="static, minilm, one of the config, or none; the config's unless told."),
     ] = None,
     exclude: Annotated[
         list[str] | None,

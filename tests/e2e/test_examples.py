@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_python_blocks_run(
     """A block in the documents runs as a reader would paste it."""
     if f"import {SERVED}" in _imports(block):
         block = block.replace("http://127.0.0.1:8642/v1", request.getfixturevalue("server"))
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")  # where a reader would be
     code = tmp_path / f"{name}.py"
     code.write_text(block)
 
