@@ -90,6 +90,7 @@ def memory(folder: Path) -> dict[str, float]:
                 if isinstance(tensor, torch.Tensor)
             }
             found["tensors_mb"] = sum(tensors.values()) / 1024**2
+            found["head_mb"] = self.model.lm_head.weight.nbytes / 1024**2  # vLLM packs a copy of it on CPUs
 
     import vllm.v1.worker.cpu_worker as worker
 

@@ -7,13 +7,14 @@ SmolLM2-135M-Instruct, dequantized once from its GGUF to bfloat16. Calibrated on
 questions and of the topics of Python's documentation; measured on the other halves and on a speech that calibration
 saw nothing of. All run in float32. A dedicated model is the same method with one width alone: the same search of
 ranges, the same second moments, one pass, one fit. Rounding to nearest takes the least and the greatest weight of a
-group as its range. The group size is the same for all. Intervals are of a paired bootstrap over pieces of 512 tokens.
+group as its range. The group size is the same for all. Intervals are of a paired bootstrap over pieces of 256 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pydoc_data.topics
 import random
 import sys
@@ -45,7 +46,7 @@ from nearfar.serving.quantization.quantizer import (
 from nearfar.serving.quantization.rounding import EMPHASIS, round_matrix
 
 WIDTHS = (2, 4, 6, 8)
-PIECES, LENGTH = 4, 512  # of each text
+PIECES, LENGTH = 4, 256  # of each text
 OPTIONS = Options(widths=WIDTHS, num_samples=16)
 RESAMPLES = 10_000
 GGUF = Path.home() / ".cache/nearfar/weights/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -154,8 +155,9 @@ def dedicated(work: Path, model: Path, calibration: Path, clock: Clock) -> None:
                     found |= {
                         f"{width}:{names}:{part}": torch.from_numpy(array) for part, array in weights.tensors().items()
                     }
-            save_file(found, path.with_suffix(".partial"))
-            path.with_suffix(".partial").replace(path)
+            partial = path.with_suffix(f".{os.getpid()}")
+            save_file(found, partial)
+            partial.replace(path)
         hidden.states = states
         print(f"dedicated: block {number + 1} of {len(blocks)}", file=sys.stderr)
     (folder / "done").touch()
@@ -216,7 +218,7 @@ def evaluate(work: Path, model: Path, found: dict[str, str], clock: Clock) -> No
         kinds[f"nested-{precision}"] = lambda precision=precision: at_precision(nested, precision)
     for kind, weights in kinds.items():
         path = folder / f"{kind}.safetensors"
-        if path.exists():
+        if path.exists() or (kind.startswith("dedicated") and not (work / "dedicated" / "done").exists()):
             continue
         clock.check()
         with replaced(network, list(weights())):
@@ -251,6 +253,7 @@ def report(work: Path, quantized: dict[str, Any], out: Path) -> None:
                 for name, part in sets.items()
             }
             for other in ("dedicated", "nearest")
+            if f"{other}-{width}" in made
         }
         for width in WIDTHS
     }
@@ -265,10 +268,8 @@ def report(work: Path, quantized: dict[str, Any], out: Path) -> None:
         "nested_perplexity_over": compared,
     }
     save(results, "quantization", out)
-    for width in WIDTHS:
-        row = [table[f"{kind}-{width}"]["all"] for kind in ("nested", "dedicated", "nearest")]
-        print(width, *(f"{cell['perplexity']:.3f} ({cell['agreement']:.3f})" for cell in row))
-    print("original", table["original"]["all"]["perplexity"])
+    for kind, row in table.items():
+        print(f"{kind:12} {row['all']['perplexity']:12.3f} {row['all']['agreement']:.3f}")
 
 
 def _ratio(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, Any]:
@@ -285,12 +286,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where models and predictions are kept")
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--dedicated", action="store_true", help="make the dedicated models alone, beside another run")
+    parser.add_argument("--report", action="store_true", help="write the results of what is there")
     parser.add_argument("--gguf", type=Path, default=GGUF)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     found = texts(data_folder())
     work, clock = arguments.work, Clock(arguments.minutes)
     work.mkdir(parents=True, exist_ok=True)
+    if arguments.report:
+        report(work, json.loads((work / "nested.json").read_text()), arguments.out)
+        return
     if not arguments.gguf.is_file():
         sys.exit(f"skipped: no weights at {arguments.gguf.name!r}; fetch them: nearfar models pull smollm2")
     try:
@@ -302,6 +307,7 @@ def main() -> None:
             dedicated(work, model, calibration, clock)
             return
         facts = nested(work, model, calibration, clock)
+        evaluate(work, model, found, clock)  # what is there
         dedicated(work, model, calibration, clock)
         evaluate(work, model, found, clock)
     except OutOfTime:

