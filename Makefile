@@ -89,5 +89,5 @@ $(VENV)/.base: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base
 	@echo "Adding what tests and checks need …" >&2
-	@$(PIP) --editable '.[fit,retrieval]' --group dev
+	@$(PIP) --editable '.[agents,fit,retrieval]' --group dev
 	@touch $@
