@@ -1,4 +1,4 @@
-"""What the agents' parts share: tools and what they gave back, roles' models, agents and what they tell as they work."""
+"""What the agents' parts share: tools and their results, roles' models, agents and what they tell as they work."""
 
 from __future__ import annotations
 
