@@ -7,6 +7,7 @@ NearfarError
 │   ├── UnknownModel           no such model or cascade: .model
 │   ├── UnknownDecision        no such decision in the log
 │   └── UnsupportedOption      nothing here can honour the option named in .param
+├── ToolSourceError            an MCP server or an OpenAPI document offers nothing that can be used: .source
 ├── RoutingError               no tier can take this query: .reasons
 │   └── BudgetExceeded         the money is spent or reserved
 └── UpstreamError              a model failed: .model, .status, .retry_after_s, .may_have_cost
@@ -67,6 +68,14 @@ class UnknownDecision(RequestError):
 
 class UnsupportedOption(RequestError):
     """Nothing that may take the query can honour the option named in `param`."""
+
+
+class ToolSourceError(NearfarError):
+    """What should offer tools cannot be reached, or says what cannot be understood; `source` is its name."""
+
+    def __init__(self, message: str, *, source: str) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class RoutingError(NearfarError):
