@@ -19,6 +19,7 @@ class ToolHints:
     destructive: bool | None = None
     idempotent: bool | None = None
     open_world: bool | None = None
+    is_trusted: bool = False  # this machine's owner stands behind them: only then may they lower care
 
 
 ObservationKind: TypeAlias = Literal[
