@@ -30,6 +30,7 @@ ObservationKind: TypeAlias = Literal[
     "denied",  # the policy forbids it; nothing ran
     "declined",  # a person said no; nothing ran
     "unreachable",  # the server that has the tool is gone
+    "unknown",  # it was under way when the process died; it is not made again
 ]
 
 
