@@ -1,0 +1,340 @@
+"""Runs the calls that roles make: valid, allowed, in time, bounded, and every failure an observation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from nearfar.errors import ConfigError
+from nearfar.types import ToolCall, ToolSpec
+
+from .policy import ToolPolicy, Verdict
+from .secrets import SecretBindings
+from .types import Observation, Tool, ToolHints, ToolSource
+from .untrusted import bounded
+
+_MAX_COMPLAINTS = 5
+_MAX_COMPLAINT = 300  # characters
+_GRACE_S = 1.0  # for a tool to end once it was told to
+
+
+@dataclass(frozen=True, slots=True)
+class ToolLimits:
+    """What one call may take.
+
+    Attributes:
+        seconds: for one attempt.
+        characters: of the observation that is kept.
+        attempts: at a call that failed before or without an answer, where calling twice does no harm.
+    """
+
+    seconds: float = 30.0
+    characters: int = 16_000
+    attempts: int = 2
+
+    def __post_init__(self) -> None:
+        for option in ("seconds", "characters", "attempts"):
+            if getattr(self, option) <= 0:
+                raise ConfigError(f"{option} of a tool is {getattr(self, option)!r}. Set it above 0")
+
+
+class Toolbox:
+    """The tools that an agent has, and the only way to them.
+
+    A call runs if its arguments are JSON that fits the tool's schema and the policy, or a person, allows it. Whatever
+    happens is an `Observation`; `run` raises nothing but cancellation.
+
+    A call is tried again only after a timeout or an unreachable server, and only if its tool is read-only or idempotent
+    by hints that the owner vouches for.
+
+    Args:
+        tools: what there is; names differ.
+        policy: which calls run; None: what only reads runs, the rest asks.
+        secrets: arguments that the model does not see.
+        limits: by tool name or pattern, as in a policy; the rest has the defaults.
+
+    Attributes:
+        refused: the tools that were left out, by name, and why.
+
+    Raises:
+        ConfigError: two tools have one name, or a secret is bound to what is not there.
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        policy: ToolPolicy | None = None,
+        *,
+        secrets: SecretBindings | None = None,
+        limits: Mapping[str, ToolLimits] | None = None,
+    ) -> None:
+        self._policy = policy or ToolPolicy()
+        self._secrets = secrets or SecretBindings()
+        self._limits = dict(limits or {})
+        self._entries: dict[str, _Entry] = {}
+        self.refused: dict[str, str] = {}
+        for tool in tools:
+            name = tool.spec.name
+            if name in self._entries or name in self.refused:
+                raise ConfigError(f"two tools are named {name!r}. Rename one, or give its source another name")
+            if why := _unfit(tool.spec):
+                self.refused[name] = why
+                continue
+            spec = self._secrets.hidden(tool.spec)
+            self._entries[name] = _Entry(tool, spec, tool.hints, _validator(spec))
+        if missing := sorted(self._secrets.arguments.keys() - self._entries.keys()):
+            raise ConfigError(f"secrets are bound to the tool {missing[0]!r}, which is not there. Correct the binding")
+
+    @classmethod
+    async def load(
+        cls,
+        sources: Sequence[ToolSource],
+        policy: ToolPolicy | None = None,
+        *,
+        secrets: SecretBindings | None = None,
+        limits: Mapping[str, ToolLimits] | None = None,
+    ) -> Toolbox:
+        """The tools of all sources.
+
+        Raises:
+            ToolSourceError: a source cannot be reached, or says what cannot be understood.
+            ConfigError: as the constructor.
+        """
+        found = await asyncio.gather(*(source.tools() for source in sources))
+        return cls((tool for tools in found for tool in tools), policy, secrets=secrets, limits=limits)
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """The tools as a model sees them: without those that the policy denies, and without secret arguments."""
+        return tuple(entry.spec for name, entry in self._entries.items() if self._verdict(name, entry).action != "deny")
+
+    def hints(self, name: str) -> ToolHints:
+        """What the tool is said to do; nothing where there is no such tool."""
+        return self._entries[name].hints if name in self._entries else ToolHints()
+
+    def is_repeatable(self, name: str) -> bool:
+        """Whether calling twice does what calling once does, by hints that the owner vouches for."""
+        hints = self.hints(name)
+        return hints.is_trusted and bool(hints.read_only or hints.idempotent)
+
+    def check(self, call: ToolCall) -> Verdict:
+        """What the policy says of the call. An invalid one is denied, with the reason that `run` would give."""
+        problem = self.problem(call)
+        if problem is not None:
+            return Verdict("deny", problem)
+        return self._verdict(call.name, self._entries[call.name])
+
+    def problem(self, call: ToolCall) -> str | None:
+        """Why the call is not valid: which field and why; None: it is."""
+        arguments = self._arguments(call)
+        return arguments if isinstance(arguments, str) else None
+
+    async def run(self, call: ToolCall, approved: bool = False) -> Observation:
+        """What became of the call.
+
+        Args:
+            call: as the model wrote it.
+            approved: a person has said yes; without that, what the policy would ask about does not run.
+        """
+        arguments = self._arguments(call)
+        if isinstance(arguments, str):
+            return Observation(arguments, "invalid", attempts=0)
+        entry = self._entries[call.name]
+        verdict = self._verdict(call.name, entry)
+        if verdict.action == "deny":
+            return Observation(f"{verdict.why}; nothing ran", "denied", attempts=0)
+        if verdict.action == "ask" and not approved:
+            return Observation(f"{verdict.why}, and nobody has allowed it; nothing ran", "denied", attempts=0)
+        limits = self._limits_of(call.name)
+        start = time.perf_counter()
+        attempts = 0
+        while True:
+            attempts += 1
+            observation = await self._once(call.name, entry, arguments, limits)
+            is_lost = observation.kind in ("timeout", "unreachable")
+            if not is_lost or attempts >= limits.attempts or not self.is_repeatable(call.name):
+                break
+        return replace(self._bounded(observation, limits), latency_s=time.perf_counter() - start, attempts=attempts)
+
+    async def run_all(self, calls: Sequence[ToolCall], approved: Iterable[str] = ()) -> list[Observation]:
+        """What became of calls that do not depend on each other, all at once, in their order.
+
+        Args:
+            calls: as the model wrote them.
+            approved: the ids of those that a person allowed.
+        """
+        allowed = frozenset(approved)
+        return list(await asyncio.gather(*(self.run(call, call.id in allowed) for call in calls)))
+
+    def redacted(self, value: Any) -> Any:
+        """A text or plain JSON values without the secrets, for logs and traces."""
+        return self._secrets.redacted(value)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _verdict(self, name: str, entry: _Entry) -> Verdict:
+        return self._policy.verdict(name, entry.hints)
+
+    def _limits_of(self, name: str) -> ToolLimits:
+        if name in self._limits:
+            return self._limits[name]
+        patterns = sorted(self._limits, key=lambda pattern: (-len(pattern), pattern))
+        return next((self._limits[pattern] for pattern in patterns if fnmatchcase(name, pattern)), ToolLimits())
+
+    def _arguments(self, call: ToolCall) -> dict[str, Any] | str:
+        """The call's arguments, or why they are none."""
+        entry = self._entries.get(call.name)
+        if entry is None:
+            return self._unknown(call.name)
+        try:
+            arguments = json.loads(call.arguments or "{}", parse_constant=_refuse, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as exc:
+            return f"the arguments of {call.name!r} are not JSON: {exc}"[:_MAX_COMPLAINT]
+        if not isinstance(arguments, dict):
+            return f"the arguments of {call.name!r} are not a JSON object"
+        if taken := sorted(self._secrets.bound(call.name) & arguments.keys()):
+            return f"{call.name!r} has no argument {taken[0]!r}: leave it out"
+        try:
+            complaints = [_complaint(error) for error in _errors(entry.validator, arguments)]
+        except RecursionError:
+            return f"the arguments of {call.name!r} are nested too deeply"
+        except Unresolvable as exc:
+            return f"the schema of {call.name!r} refers to what is not in it: {exc}"[:_MAX_COMPLAINT]
+        if complaints:
+            return f"the arguments of {call.name!r} do not fit its schema: {'; '.join(complaints)}"
+        return arguments
+
+    def _unknown(self, name: str) -> str:
+        if name in self.refused:
+            return f"the tool {name!r} cannot be used: {self.refused[name]}"
+        names = [spec.name for spec in self.specs()]
+        near = get_close_matches(name, names, n=3) or names[:10]
+        return f"there is no tool {name[:100]!r}. " + (f"There is: {', '.join(near)}" if near else "There is none")
+
+    async def _once(self, name: str, entry: _Entry, arguments: Mapping[str, Any], limits: ToolLimits) -> Observation:
+        """One attempt. A tool that does not end when it is told to is left behind."""
+        given = self._secrets.injected(name, arguments)
+        task = asyncio.ensure_future(entry.tool.call(given))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=limits.seconds)
+            if not done:
+                await _ended(task)
+                return Observation(f"{name!r} did not answer within {limits.seconds:g} s", "timeout")
+        except asyncio.CancelledError:
+            await _ended(task)
+            raise
+        if task.cancelled():
+            return Observation(f"{name!r} was cancelled from within", "error")
+        if (error := task.exception()) is not None:
+            return Observation(f"{type(error).__name__}: {error}", "error")
+        return task.result()
+
+    def _bounded(self, observation: Observation, limits: ToolLimits) -> Observation:
+        """The observation without secrets, within the limit."""
+        room = self._secrets.longest  # so that no secret is cut in two before it is found
+        text = observation.text
+        if len(text) > 2 * (limits.characters + room):
+            kept = limits.characters + room
+            text = f"{text[:kept]}{text[-kept:]}"
+            left_out = len(observation.text) - 2 * kept
+        else:
+            left_out = 0
+        text, is_cut = bounded(self._secrets.redacted(text), limits.characters, left_out=left_out)
+        structured = observation.structured
+        if structured is not None and _is_larger(structured, limits.characters):
+            structured = None
+        return replace(
+            observation,
+            text=text,
+            structured=self._secrets.redacted(structured),
+            is_truncated=observation.is_truncated or is_cut,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    tool: Tool
+    spec: ToolSpec  # as the model sees it
+    hints: ToolHints
+    validator: Any
+
+
+def _unfit(spec: ToolSpec) -> str | None:
+    """Why the tool cannot be offered; None: it can."""
+    if not spec.name or len(spec.name) > 128 or not spec.name.isprintable():
+        return "its name is empty, too long or not printable"
+    schema = spec.parameters
+    if schema.get("type", "object") != "object":
+        return f"its schema is of {schema.get('type')!r} and not of an object"
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(dict(schema))
+    except SchemaError as exc:
+        return f"its schema is not valid: {exc.message}"[:_MAX_COMPLAINT]
+    except RecursionError:
+        return "its schema is nested too deeply"
+    return None
+
+
+def _validator(spec: ToolSpec) -> Any:
+    """A validator that fetches nothing: left to itself, jsonschema asks the network for a schema that is not there."""
+    schema = dict(spec.parameters)
+    nowhere: Registry[Any] = Registry()
+    return validator_for(schema, default=Draft202012Validator)(schema, registry=nowhere)
+
+
+def _errors(validator: Any, arguments: Mapping[str, Any]) -> list[ValidationError]:
+    errors = sorted(validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path])
+    return [best_match([error]) or error for error in errors[:_MAX_COMPLAINTS]]
+
+
+def _complaint(error: ValidationError) -> str:
+    """Which field, and why."""
+    path = error.json_path.removeprefix("$").removeprefix(".") or "the object"
+    message = error.message
+    if len(message) > _MAX_COMPLAINT:  # it quotes the value
+        message = f"{message[: _MAX_COMPLAINT // 2]} … {message[-_MAX_COMPLAINT // 2 :]}"
+    return f"{path}: {message}"
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Tells the task to end and waits a little; a late exception of its is taken, so that nothing is printed."""
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    task.cancel()
+    await asyncio.wait({task}, timeout=_GRACE_S)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
+
+
+def _is_larger(value: Any, limit: int) -> bool:
+    """Whether the JSON of `value` has more than `limit` characters, without writing more than that."""
+    size = 0
+    try:
+        for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+            size += len(piece)
+            if size > limit:
+                return True
+    except (TypeError, ValueError, RecursionError):
+        return True
+    return False
