@@ -194,8 +194,8 @@ def _rounded(x: Number, digits: Number) -> Number:
     places = _whole(digits)
     if abs(places) > 1_000:
         raise ValueError("too many digits")
-    rounded: Number = round(x, places) if places else round(x)
-    return rounded
+    exact = Fraction(x)
+    return round(exact, places) if places else round(exact)
 
 
 def _factorial(n: Number) -> Number:
