@@ -452,6 +452,9 @@ def _num_bytes(base64_text: str) -> int:
 
 
 def _line(exc: BaseException) -> str:
-    """The exception's first line, bounded."""
+    """The exception in one line, bounded."""
+    if isinstance(exc, ValidationError):
+        first = exc.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]
     message = str(exc).strip().partition("\n")[0]
     return (message or type(exc).__name__)[:300]

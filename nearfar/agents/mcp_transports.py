@@ -86,7 +86,7 @@ class Wire:
         """How the server ended, in words; "" where nothing is known."""
         if self._fault:
             return self._fault
-        if self._process is None:
+        if self._process is None or not self.has_ended:
             return ""
         code = self._process.returncode
         how = (
