@@ -158,6 +158,7 @@ def _grounded(model: ChatModel, settings: ModelSettings, library: Library | None
     return GroundedModel(
         Grounding(library.retriever(name), model),
         versions=lambda sources: {f"{name}:{s}": version for s, version in library.versions(name, sources).items()},
+        check=partial(library.check_privacy, name),
     )
 
 
@@ -908,7 +909,9 @@ def open_collection(settings: Settings, name: str) -> Collection:
         known = f"there are {', '.join(map(repr, names))}" if names else "there is none yet"
         raise RequestError(f"No collection {name!r}; {known}. Make it: nearfar index {name} PATH", param="docs")
     key = read_facts(folder).get("embedder_key", "none")
-    return Collection(folder, build_embedder(settings, key))
+    embedder = settings.embedders.get(key)
+    is_far = isinstance(embedder, OpenAIEmbedderSettings) and embedder.placement == "far"
+    return Collection(folder, build_embedder(settings, key), is_far=is_far)
 
 
 class _Documents:

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import httpx2
 import pytest
+from support.embeddings_server import EmbeddingsServer
 from support.gateway import gateway
 
 from nearfar.app import Nearfar
@@ -167,6 +169,65 @@ async def test_http_answers_from_a_collection(desk):
     assert wrong.json()["error"]["param"] == "nearfar.docs"
     assert plain["choices"][0]["message"]["content"] == "Nobody showed me anything."
     assert "passages" not in plain
+
+
+async def test_responses_answer_from_a_collection(desk):
+    """The other wire takes the same option."""
+    wired = build(desk.settings())
+    body = {"model": "parrot", "input": "Which animals hunt mice at night?", "nearfar": {"docs": "birds"}}
+    async with gateway(wired.router) as server, httpx2.AsyncClient(base_url=server.url) as client:
+        whole = (await client.post("/v1/responses", json=body)).json()
+        streamed = (await client.post("/v1/responses", json=body | {"stream": True})).text
+        wrong = await client.post("/v1/responses", json=body | {"nearfar": {"docs": "fish"}})
+    await wired.aclose()
+
+    assert "Owls hunt mice at night." in whole["output"][0]["content"][0]["text"]
+    assert f"{desk.folder}/docs/owls.md:1" in [passage["place"] for passage in whole["passages"]]
+    assert f"{desk.folder}/docs/owls.md:1" in streamed
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["param"] == "nearfar.docs"
+
+
+CLOUD = """
+[models.reader]
+kind = "python"
+callable = "parrot.py:answer"
+docs = "birds"
+
+[embedders.cloud]
+kind = "openai"
+url = "{url}"
+model = "bge-m3"
+placement = "{placement}"
+"""
+
+
+def told(server):
+    """Every text that the server has seen."""
+    return [text for body in server.bodies for text in body["input"]]
+
+
+@pytest.mark.parametrize("placement", ["far", "near"])
+async def test_a_private_question_goes_to_no_far_embedder(tmp_path, placement):
+    """It is refused before it is embedded, through every door and by a model with documents of its own."""
+    question = "Which animals hunt mice at night?"
+    with EmbeddingsServer() as embeddings:
+        desk = Desk(tmp_path)
+        (tmp_path / "nearfar.toml").write_text(CONFIG + CLOUD.format(url=embeddings.url, placement=placement))
+        desk.run("index", "birds", "docs", "--embedder", "cloud")
+        async with Nearfar(build(desk.settings())) as nearfar:
+            for query in (Query(question, model="parrot", docs="birds"), Query(question, model="reader")):
+                private = replace(query, privacy="near")
+                if placement == "far":
+                    with pytest.raises(RequestError, match=r"may not leave this machine.*--reembed") as caught:
+                        await nearfar.answer(private)
+                    assert caught.value.param == "privacy"
+                    assert question not in told(embeddings)
+                else:
+                    assert "[1]" in (await nearfar.answer(private)).text
+            for query in (Query(question, model="parrot", docs="birds"), Query(question, model="reader")):
+                assert "[1]" in (await nearfar.answer(query)).text
+        assert question in told(embeddings)
 
 
 async def test_python_answers_from_a_collection(desk):

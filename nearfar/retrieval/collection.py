@@ -16,6 +16,7 @@ from .bm25 import BM25
 from .chunking import searched_text
 from .database import Database, PartRecord
 from .dense import Dense, sample_size
+from .embedders import close_embedder
 from .fusion import reciprocal_rank
 from .parts import Part, PartKind, is_whole, read_part
 
@@ -75,16 +76,26 @@ class Collection:
 
     Args:
         folder: made by `CollectionWriter`.
-        embedder: of the queries; the one that the collection was made with. None: search by words alone.
+        embedder: of the queries; the one that the collection was made with. It is closed with the collection. None:
+            search by words alone.
         fusion: makes one ranking of those by words and by vectors.
+        is_far: whether the embedder sends queries away from this machine; who searches must see that they may leave.
 
     Raises:
         DataError: there is no such collection, or it was made with another embedder.
         ConfigError: nearfar[retrieval] is not installed.
     """
 
-    def __init__(self, folder: Path, embedder: Embedder | None = None, *, fusion: Fusion = reciprocal_rank) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        embedder: Embedder | None = None,
+        *,
+        fusion: Fusion = reciprocal_rank,
+        is_far: bool = False,
+    ) -> None:
         self.folder = folder
+        self.is_far = is_far
         self._embedder = embedder
         self._fusion = fusion
         self._database = Database(folder / DATABASE, creates=False)
@@ -95,6 +106,7 @@ class Collection:
             self._view = self._look()
         except BaseException:
             self._database.close()
+            close_embedder(embedder)
             raise
 
     @property
@@ -171,9 +183,10 @@ class Collection:
             )
 
     def close(self) -> None:
-        """Closes the files. Twice is fine."""
+        """Closes the files and the embedder. Twice is fine."""
         with self._lock:
             self._database.close()
+        close_embedder(self._embedder)
 
     def __enter__(self) -> Self:
         return self

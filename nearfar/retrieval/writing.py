@@ -20,6 +20,7 @@ from .bm25 import BM25
 from .chunking import searched_text
 from .collection import DATABASE, PARTS, check_embedder, gaps, make_part
 from .database import Database, DocumentRecord, PartRecord
+from .embedders import close_embedder
 from .parts import Part, PartKind, is_whole, read_part, remove_parts, write_part
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CollectionWriter:
 
     Args:
         folder: made if need be.
-        embedder: of the chunks; None: a collection that is searched by words alone.
+        embedder: of the chunks, closed with the writer; None: a collection that is searched by words alone.
         creates: make the collection where there is none.
         reembeds: put this embedder in the place of the one that the collection was made with.
         embedder_key: the embedder's name in the config, kept for whoever opens the collection.
@@ -164,6 +165,7 @@ class CollectionWriter:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+        close_embedder(self._embedder)
 
     def __enter__(self) -> Self:
         return self

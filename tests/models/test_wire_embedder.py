@@ -1,34 +1,12 @@
 """Embeddings over the wire: batches, order, retries and every failure with the embedder's name."""
 
 import pytest
-from aiohttp import web
-from support.wire_server import WireServer
+from support.embeddings_server import EmbeddingsServer
 
 from nearfar.errors import MalformedAnswer, UpstreamRejected, UpstreamUnavailable
 from nearfar.models.wire_embedder import WireEmbedder
 
 np = pytest.importorskip("numpy", reason="vectors are numpy's")
-
-
-class EmbeddingsServer(WireServer):
-    """Gives every text the vector (its length, 1, 0, 0), last text first; `statuses` are given in place of answers."""
-
-    path = "/embeddings"
-    query_of = whole = events = None  # nothing of a chat
-
-    def __init__(self, *, statuses=(), reply=None):
-        super().__init__([])
-        self.statuses = list(statuses)
-        self.reply = reply
-
-    async def _serve(self, request):
-        body = await request.json()
-        self.bodies.append(body)
-        self.headers.append(dict(request.headers))
-        if self.statuses:
-            return web.json_response({"error": {"message": "not now"}}, status=self.statuses.pop(0))
-        rows = [{"index": i, "embedding": [len(text), 1.0, 0.0, 0.0]} for i, text in enumerate(body["input"])]
-        return web.json_response(self.reply if self.reply is not None else {"data": rows[::-1]})
 
 
 @pytest.fixture
