@@ -1,6 +1,7 @@
 """Puts this folder on the path, so that tests share `support` and `contracts`; no test is timed.
 
 `--results FILE` writes what ran and how it ended, with what the tests recorded of themselves: `make soak` commits it.
+What is in the file of tests that did not run stays there, with its own time and commit.
 """
 
 import json
@@ -47,12 +48,14 @@ class Results:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Writes the file."""
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        when = {"created_at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit.stdout.strip()}
+        earlier = json.loads(self.path.read_text())["tests"] if self.path.exists() else []
+        known = {test["test"]: test for test in earlier}
+        known.update((str(test["test"]), test | when) for test in self.tests)
         page = {
             "command": "make soak",
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit.stdout.strip(),
             "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
-            "tests": self.tests,
+            "tests": list(known.values()),
         }
         self.path.write_text(json.dumps(page, indent=1) + "\n")
 
