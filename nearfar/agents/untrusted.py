@@ -27,6 +27,7 @@ _KINDS = {
     "denied": "was not called: it is not allowed",
     "declined": "was not called: a person said no",
     "unreachable": "cannot be reached",
+    "unknown": "was cut off",
 }
 
 

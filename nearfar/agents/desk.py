@@ -1,0 +1,234 @@
+"""What every node of every graph works with, and the nodes that all graphs share: a call's gate and the call itself.
+
+Nodes are thin: they read the state, ask pure functions, and give back what is new. A node has one side effect at most,
+or one interrupt; the graph's checkpoint before it is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
+
+import msgspec
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+
+from nearfar.types import Message, ToolCall
+
+from . import limits
+from .journal import Journal
+from .roles import Ask, Role
+from .scope import Scope
+from .toolbox import Toolbox
+from .trace import Trace, spent, to_plain
+from .types import Called, NeedsApproval, Observation, Observed, Responder, RunStatus, Task, Wrote
+
+#: What becomes of a call that the plan does not have.
+OffPlan: TypeAlias = Literal["ask", "refuse"]
+
+
+class State(TypedDict, total=False):
+    """What checkpoints keep: plain JSON values, so that no class has to be built to read them."""
+
+    task: dict[str, Any]
+    trace: Annotated[list[dict[str, Any]], operator.add]
+    elapsed_s: Annotated[float, operator.add]  # of work
+    step: int
+    scope: dict[str, Any]
+    plan: dict[str, Any]  # what the graph has planned, in its own form
+    call: dict[str, Any] | None  # the call that comes next, once it was written
+    call_score: float | None  # how sure its writer is
+    is_approved: bool  # a person has allowed it
+    text: str  # the answer
+    outcome: dict[str, str]  # status and reason; there once the run has ended
+
+
+Update: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One run's own: the task, who answers, the tools, and where calls are written down."""
+
+    run_id: str
+    task: Task
+    responder: Responder
+    roles: Mapping[str, Role]
+    toolbox: Toolbox
+    journal: Journal
+    off_plan: OffPlan = "ask"
+    max_tools: int = 8  # how many tools a role is shown
+    choose_tools: Callable[[str, int], list[str]] | None = None  # names of the fitting ones; None: the first ones
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
+
+    def ask(self, state: State, role: str, *messages: Message, **options: Any) -> Ask:
+        """A question within what the run's limits leave."""
+        bounds, used = self.task.limits, spent(state.get("trace", []))
+        left_usd = None if bounds.usd is None else max(0.0, bounds.usd - (used.cost_usd or 0.0))
+        return Ask(
+            messages,
+            state.get("step", 0),
+            deadline_s=max(0.05, bounds.seconds - state.get("elapsed_s", 0.0)),
+            budget_usd=left_usd,
+            max_tokens=None if bounds.tokens is None else max(1, bounds.tokens - used.tokens),
+            privacy=self.task.privacy,
+            session=self.task.session,
+            **options,
+        )
+
+    def limit(self, state: State, *, step: int) -> Update | None:
+        """What ends the run; None: it may go on."""
+        found = limits.reached(
+            self.task.limits, state.get("trace", []), step=step, elapsed_s=state.get("elapsed_s", 0.0)
+        )
+        return ended(*found) if found else None
+
+
+#: How a node is given what it works with.
+At: TypeAlias = Runtime[Desk]
+
+
+def ended(status: RunStatus, reason: str = "") -> Update:
+    """The update that ends a run."""
+    return {"outcome": {"status": status, "reason": reason}}
+
+
+def noted(at: At, *events: Any) -> Update:
+    """Tells of the events, and the update that keeps them; pieces of text are told and not kept."""
+    for event in events:
+        at.stream_writer(event)
+    return {"trace": [to_plain(event) for event in events if not isinstance(event, Wrote)]}
+
+
+def timed(node: Callable[[State, At], Any]) -> Any:
+    """The node, with the seconds that it worked added to the run's."""
+
+    async def measured(state: State, runtime: At) -> Update:
+        start = runtime.context.clock()
+        update: Update = await node(state, runtime)
+        return {**update, "elapsed_s": update.get("elapsed_s", 0.0) + runtime.context.clock() - start}
+
+    return measured
+
+
+def call_of(state: State) -> ToolCall:
+    """The call that comes next."""
+    found = state.get("call")
+    assert found is not None  # the graphs lead to a call's nodes only once it is written
+    return ToolCall(**found)
+
+
+def scope_of(state: State) -> Scope:
+    """What the run may do unasked."""
+    return msgspec.convert(state.get("scope") or {}, type=Scope)
+
+
+def plain_scope(scope: Scope) -> dict[str, Any]:
+    """The scope as plain JSON values."""
+    plain: dict[str, Any] = msgspec.to_builtins(scope)
+    return plain
+
+
+# --- the nodes that all graphs share ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether a call may be made: at once, if a person allows it, or not at all and why."""
+
+    action: Literal["allow", "ask", "refuse"]
+    observation: Observation | None = None  # what the next role sees where it is refused
+    why: str = ""
+
+
+def admission(desk: Desk, scope: Scope, trace: Trace, call: ToolCall) -> Admission:
+    """What validity, the policy and the plan say of a call; each may only add care to what the others say."""
+    problem = desk.toolbox.problem(call)
+    if problem is not None:
+        return Admission("refuse", Observation(problem, "invalid", attempts=0), problem)
+    verdict = desk.toolbox.check(call)
+    if verdict.action == "deny":
+        return Admission("refuse", Observation(f"{verdict.why}; nothing ran", "denied", attempts=0), verdict.why)
+    objection = scope.objection(call, trace)
+    if objection is not None and desk.off_plan == "refuse":
+        return Admission("refuse", Observation(f"{objection}; nothing ran", "denied", attempts=0), objection)
+    if objection is not None:
+        return Admission("ask", why=objection)
+    return Admission("ask", why=verdict.why) if verdict.action == "ask" else Admission("allow")
+
+
+async def gate(state: State, runtime: At) -> Update:
+    """Lets the call pass, asks a person, or refuses it; the one place that interrupts a run."""
+    desk, call, step = runtime.context, call_of(state), state.get("step", 0)
+    if (looped := limits.loop(desk.task.limits, state.get("trace", []), call)) is not None:
+        return ended("looped", looped)
+    admitted = admission(desk, scope_of(state), state.get("trace", []), call)
+    if admitted.action == "allow":
+        return {"is_approved": False}
+    if admitted.observation is not None:
+        return {"call": None, **noted(runtime, Observed(step, call.id, call.name, admitted.observation))}
+    said = await desk.journal.ask(desk.run_id, call, step=step, why=admitted.why)
+    events: list[Any] = []
+    if said is None:
+        event = NeedsApproval(step, call.id, call, admitted.why)
+        runtime.stream_writer(event)
+        said = bool(interrupt(to_plain(event)))
+        events.append(event)
+    if said:
+        return {"is_approved": True, "trace": [to_plain(event) for event in events]}
+    refused = Observed(step, call.id, call.name, Observation("a person said no; nothing ran", "declined", attempts=0))
+    return {"call": None, **noted(runtime, refused)}
+
+
+async def make_call(state: State, runtime: At) -> Update:
+    """Makes the call, and gives back what became of it. The only node with side effects outside this process."""
+    desk, call, step = runtime.context, call_of(state), state.get("step", 0)
+    called = Called(step, call, state.get("call_score"))
+    left_s = desk.task.limits.seconds - state.get("elapsed_s", 0.0)
+    observation = await made(
+        desk, call, runtime.stream_writer, called, is_approved=state.get("is_approved", False), left_s=left_s
+    )
+    observed = Observed(step, call.id, call.name, observation)
+    runtime.stream_writer(observed)
+    return {"call": None, "trace": [to_plain(called), to_plain(observed)]}
+
+
+async def made(
+    desk: Desk, call: ToolCall, tell: Callable[[Any], None], called: Called, *, is_approved: bool, left_s: float
+) -> Observation:
+    """What became of the call, which is made once at most if it has side effects, however often a run is resumed.
+
+    Args:
+        desk: of the run.
+        call: valid and allowed.
+        tell: takes `called` once the call is written down, before it is made.
+        called: the event.
+        is_approved: a person has allowed it.
+        left_s: seconds that the run has left.
+    """
+    is_repeatable = desk.toolbox.is_repeatable(call.name)
+    begun = await desk.journal.begin_call(desk.run_id, call, step=called.step, is_repeatable=is_repeatable)
+    tell(called)
+    if begun is not None and begun.observation is not None:
+        return begun.observation
+    if begun is not None and not is_repeatable:
+        observation = Observation(
+            "it was under way when the process died: it may have done its work or not, and is not made again",
+            "unknown",
+            attempts=begun.times_begun,
+        )
+        await desk.journal.end_call(desk.run_id, call.id, observation)
+        return observation
+    if begun is not None:
+        await desk.journal.repeat_call(desk.run_id, call.id)
+    try:
+        async with asyncio.timeout(max(0.05, left_s)):
+            observation = await desk.toolbox.run(call, is_approved)
+    except TimeoutError:
+        observation = Observation("the run's time was up before it answered", "timeout")
+    await desk.journal.end_call(desk.run_id, call.id, observation)
+    return observation

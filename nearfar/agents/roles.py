@@ -1,0 +1,226 @@
+"""Roles: who answers for a part of an agent, how it is asked, and how sure it is.
+
+A role is a model's or a cascade's name: the router takes either. How sure a role is, is read off the log-probabilities
+of the tokens that matter: the planner's marker and tool name, the caller's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from math import exp
+
+from nearfar.errors import RequestError, RoutingError
+from nearfar.router.answer_span import tokens_in
+from nearfar.types import (
+    Answer,
+    Message,
+    Query,
+    ResponseFormat,
+    SamplingOptions,
+    StreamEnd,
+    TextDelta,
+    ToolChoice,
+    ToolSpec,
+    Usage,
+)
+
+from .types import Decided, Responder, Wrote
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Who answers for a part of an agent, and with how much effort.
+
+    Attributes:
+        name: planner, caller, summarizer …
+        model: a model's or a cascade's name.
+        max_tokens: the longest answer.
+        temperature: of one answer; where several are drawn, `sample_temperature` is used.
+        samples: how many answers are drawn; the most frequent one counts.
+        reads_logprobs: ask for log-probabilities; a cascade with a tier that gives none would lose that tier.
+    """
+
+    name: str
+    model: str = "auto"
+    max_tokens: int = 256
+    temperature: float | None = 0.0
+    samples: int = 1
+    sample_temperature: float = 0.7
+    reads_logprobs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question to a role, with what its answer must look like and what is left of the run's limits."""
+
+    messages: tuple[Message, ...]
+    step: int
+    response_format: ResponseFormat | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice | None = None
+    deadline_s: float | None = None
+    budget_usd: float | None = None
+    max_tokens: int | None = None  # what the run has left
+    privacy: str = "any"
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleAnswer:
+    """What a role said, and the record of every model that was asked for it."""
+
+    answer: Answer
+    decided: tuple[Decided, ...]
+
+
+async def answered(
+    responder: Responder,
+    role: Role,
+    ask: Ask,
+    *,
+    key: Callable[[Answer], str | None] = lambda answer: answer.text,
+    score: Callable[[Answer], float | None] = lambda answer: answer.score,
+) -> RoleAnswer:
+    """The role's answer; of several, the most frequent, and the surest of those that say it.
+
+    Args:
+        responder: asks the models.
+        role: who is asked.
+        ask: what.
+        key: what two answers share that say the same; None: the answer says nothing and does not count.
+        score: how sure the answer is, in [0, 1].
+
+    Raises:
+        UpstreamError: every model that was asked failed.
+        RoutingError: no model may take it.
+    """
+    drawn: list[tuple[str | None, float | None, Answer]] = []
+    decided = []
+    for number in range(role.samples):
+        answer = await _one(responder, role, ask, number)
+        sure = score(answer)
+        drawn.append((key(answer), sure, answer))
+        decided.append(_decided(role, ask.step, answer, sure))
+    keys = [key for key, _, _ in drawn if key is not None]
+    if not keys:
+        return RoleAnswer(drawn[0][2], tuple(decided))
+    most = max(keys, key=keys.count)  # the first of them where several are as frequent
+    agreeing = [(sure or 0.0, -number, answer) for number, (key, sure, answer) in enumerate(drawn) if key == most]
+    return RoleAnswer(max(agreeing, key=lambda each: each[:2])[2], tuple(decided))
+
+
+async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[Wrote | RoleAnswer, None]:
+    """The role's answer piece by piece; the whole of it last."""
+    if role.samples > 1:
+        whole = await answered(responder, role, ask)
+        yield Wrote(whole.answer.text)
+        yield whole
+        return
+    pieces = 0
+    async with aclosing(responder.stream(_query(role, ask, 0, logprobs=False), door="agent")) as stream:
+        async for event in stream:
+            if isinstance(event, TextDelta) and event.text:
+                pieces += 1
+                yield Wrote(event.text)
+            elif isinstance(event, StreamEnd):
+                answer = _given(event.answer)
+                if answer.text and not pieces:  # an abstention is said whole
+                    yield Wrote(answer.text)
+                yield RoleAnswer(answer, (_decided(role, ask.step, answer, answer.score),))
+
+
+async def _one(responder: Responder, role: Role, ask: Ask, number: int) -> Answer:
+    try:
+        return _given(await responder.answer(_query(role, ask, number, logprobs=role.reads_logprobs), door="agent"))
+    except RequestError as exc:
+        if exc.param not in ("logprobs", "response_format"):
+            raise
+    # Nobody there can be held to the shape, or gives log-probabilities: the words of the prompt have to do.
+    free = replace(ask, response_format=None)
+    return _given(await responder.answer(_query(role, free, number, logprobs=False), door="agent"))
+
+
+def _query(role: Role, ask: Ask, number: int, *, logprobs: bool) -> Query:
+    bounds = [bound for bound in (role.max_tokens, ask.max_tokens) if bound is not None]
+    drawn = role.samples > 1
+    return Query(
+        ask.messages,
+        model=role.model,
+        tools=ask.tools,
+        tool_choice=ask.tool_choice,
+        response_format=ask.response_format,
+        sampling=SamplingOptions(
+            max_tokens=max(1, min(bounds)),
+            temperature=role.sample_temperature if drawn else role.temperature,
+            seed=number if drawn else None,
+            logprobs=logprobs,
+        ),
+        deadline_s=ask.deadline_s,
+        budget_usd=ask.budget_usd,
+        privacy="near" if ask.privacy == "near" else "any",
+        session=ask.session,
+        uses_memory=False,  # what a role says rests on this run's observations
+    )
+
+
+def _given(answer: Answer) -> Answer:
+    """The answer, if any model was allowed to give one.
+
+    Raises:
+        RoutingError: none was.
+    """
+    decision = answer.decision
+    if decision is not None and decision.status == "refused":
+        reasons = {candidate.tier: candidate.reason for candidate in decision.candidates if candidate.reason}
+        said = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items()) or decision.reason
+        raise RoutingError(f"No model of {decision.target!r} may take it: {said}", reasons=reasons)
+    return answer
+
+
+def _decided(role: Role, step: int, answer: Answer, score: float | None) -> Decided:
+    decision = answer.decision
+    return Decided(
+        step,
+        role.name,
+        answer.decision_id,
+        answer.tier,
+        answer.model,
+        score,
+        decision.cost_usd if decision else answer.cost_usd,
+        _usage(answer),
+    )
+
+
+def _usage(answer: Answer) -> Usage | None:
+    """Tokens of every tier that was asked."""
+    if answer.decision is None:
+        return answer.usage
+    found = [step.usage for step in answer.decision.steps if step.usage is not None]
+    total = found[0] if found else answer.usage
+    for usage in found[1:]:
+        total = usage if total is None else total + usage
+    return total
+
+
+def span_score(answer: Answer, text: str) -> float | None:
+    """The geometric mean of the probabilities of the tokens that spell the last `text` in what the model wrote.
+
+    None where the model gave no log-probabilities, or wrote no such text.
+    """
+    if not answer.logprobs or not text:
+        return None
+    whole = "".join(token.token for token in answer.logprobs)
+    start = whole.rfind(text)
+    if start < 0:
+        return None
+    inside = tokens_in(whole, answer.logprobs, start, start + len(text))
+    if not inside:
+        return None
+    return exp(sum(token.logprob for token in inside) / len(inside))
+
+
+def joined(parts: Sequence[str]) -> str:
+    """The parts that are not empty, a line each."""
+    return "\n".join(part for part in parts if part)

@@ -1,0 +1,113 @@
+"""A run's trace: its events as plain JSON values, which is how checkpoints keep them, and what can be read off them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+
+from nearfar.types import ToolCall, Usage
+
+from .types import Called, Decided, NeedsApproval, Observed, Planned
+from .untrusted import quoted
+
+TraceEvent: TypeAlias = Planned | Decided | Called | Observed | NeedsApproval
+
+#: Events as plain JSON values, in the order in which they happened.
+Trace: TypeAlias = Sequence[Mapping[str, Any]]
+
+_KINDS: Mapping[str, type[TraceEvent]] = {
+    "planned": Planned,
+    "decided": Decided,
+    "called": Called,
+    "observed": Observed,
+    "needs_approval": NeedsApproval,
+}
+_NAMES = {cls: name for name, cls in _KINDS.items()}
+
+
+def to_plain(event: TraceEvent) -> dict[str, Any]:
+    """The event as plain JSON values."""
+    # Through JSON, so that a tool's structured values come back from a checkpoint as what they went in as.
+    plain: dict[str, Any] = json.loads(json.dumps(msgspec.to_builtins(event)))
+    return {"event": _NAMES[type(event)], **plain}
+
+
+def from_plain(plain: Mapping[str, Any]) -> TraceEvent:
+    """The event of these values."""
+    values = {name: value for name, value in plain.items() if name != "event"}
+    return msgspec.convert(values, type=_KINDS[plain["event"]])
+
+
+def events(trace: Trace) -> list[TraceEvent]:
+    """The events of a trace, in the order of their steps: what ran side by side was noted as it came."""
+    return sorted(map(from_plain, trace), key=lambda event: event.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a run has used so far."""
+
+    usage: Usage | None  # None: no model said
+    cost_usd: float | None  # None: a step's cost is unknown
+    model_calls: int
+    tool_calls: int
+
+    @property
+    def tokens(self) -> int:
+        """Prompts' and completions' together."""
+        return self.usage.prompt_tokens + self.usage.completion_tokens if self.usage else 0
+
+
+def spent(trace: Trace) -> Spent:
+    """What the models and tools of a trace have used."""
+    decided = [from_plain(each) for each in trace if each["event"] == "decided"]
+    usage: Usage | None = None
+    cost_usd: float | None = 0.0
+    for each in decided:
+        assert isinstance(each, Decided)
+        if each.usage is not None:
+            usage = each.usage if usage is None else usage + each.usage
+        cost_usd = None if cost_usd is None or each.cost_usd is None else cost_usd + each.cost_usd
+    made = {each["call"]["id"] for each in trace if each["event"] == "called"}
+    return Spent(usage, cost_usd, len(decided), len(made))
+
+
+def times_made(trace: Trace, call: ToolCall) -> int:
+    """How often the same tool was called with the same arguments."""
+    wanted = (call.name, canonical(call.arguments))
+    made = (each["call"] for each in trace if each["event"] == "called")
+    return sum((each["name"], canonical(each["arguments"])) == wanted for each in made)
+
+
+def canonical(arguments: str) -> str:
+    """The arguments' JSON text, the same for all texts that say the same."""
+    try:
+        return json.dumps(json.loads(arguments or "{}"), sort_keys=True)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def told(trace: Trace) -> str:
+    """The calls so far and what became of them, as the next role is told; "" where there was none.
+
+    What tools gave back is quoted as data.
+    """
+    parts: list[str] = []
+    calls: dict[str, ToolCall] = {}
+    for event in events(trace):
+        if isinstance(event, Called):
+            calls[event.call.id] = event.call
+        elif isinstance(event, Observed):
+            call = calls.get(event.call_id)
+            asked = f"{event.tool} {call.arguments}" if call else event.tool
+            parts.append(f"Step {len(parts) + 1}: {asked}\n{quoted(event.tool, event.observation)}")
+    return "\n".join(parts)
+
+
+def observed_calls(trace: Iterable[Mapping[str, Any]]) -> int:
+    """How many calls were made or refused."""
+    return sum(each["event"] == "observed" for each in trace)
