@@ -1,0 +1,1 @@
+"""Scores agents against gold calls, plans and answers, with or without a model."""
