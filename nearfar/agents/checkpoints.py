@@ -1,8 +1,8 @@
 """Opens the place where runs survive: LangGraph's checkpoints and the journal, in one SQLite file or one Postgres.
 
 A run is worked on by one process at a time, which the operating system, or Postgres, sees to: a lock that dies with
-its holder. LangGraph's SQLite saver is for one writer; each statement here is committed by itself and waits for others,
-so that several processes may share the file, one run each.
+its holder. LangGraph's SQLite saver is meant for one process; here its transactions are short and wait for others', so
+that several processes may share the file, one run each.
 """
 
 from __future__ import annotations
@@ -102,8 +102,12 @@ async def open_sqlite(path: Path) -> RunStore:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         connections = []
-        for _ in range(2):  # each commits by itself: the saver has transactions of its own
-            connection = await stack.enter_async_context(aiosqlite.connect(path, timeout=_BUSY_S, isolation_level=None))
+        # The saver writes what a node gave in several rows, which count together or not at all: its connection keeps
+        # Python's transactions. The journal's statements are each committed by themselves.
+        for isolation in ("IMMEDIATE", None):
+            connection = await stack.enter_async_context(
+                aiosqlite.connect(path, timeout=_BUSY_S, isolation_level=isolation)
+            )
             await _use_write_ahead_log(connection)
             # A call with side effects is on the disk before it is made, even if the power fails.
             await connection.execute("PRAGMA synchronous=FULL")

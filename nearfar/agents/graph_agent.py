@@ -175,7 +175,7 @@ class GraphAgent:
         if not before.values:
             start = {"task": msgspec.to_builtins(task), "trace": [], "elapsed_s": 0.0, "step": 0}
         failure: str | None = None
-        if start is not None or before.next:
+        if start is not None or before.tasks:  # not `next`: it leaves out a node whose writes are saved already
             await journal.set_run(run_id, None)
             stream = self._graph.astream(
                 start, config, context=self._desk(run_id, task), stream_mode="custom", durability="sync"
