@@ -7,26 +7,18 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError, best_match
-from jsonschema.validators import validator_for
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from nearfar.errors import ConfigError
 from nearfar.types import ToolCall, ToolSpec
 
+from .call_checking import CallChecker, unfit
 from .policy import ToolPolicy, Verdict
 from .secrets import SecretBindings
 from .types import Observation, Tool, ToolHints, ToolSource
 from .untrusted import bounded
 
-_MAX_COMPLAINTS = 5
-_MAX_COMPLAINT = 300  # characters
 _GRACE_S = 1.0  # for a tool to end once it was told to
 
 
@@ -89,13 +81,14 @@ class Toolbox:
             name = tool.spec.name
             if name in self._entries or name in self.refused:
                 raise ConfigError(f"two tools are named {name!r}. Rename one, or give its source another name")
-            if why := _unfit(tool.spec):
+            if why := unfit(tool.spec):
                 self.refused[name] = why
                 continue
             spec = self._secrets.hidden(tool.spec)
-            self._entries[name] = _Entry(tool, spec, tool.hints, _validator(spec))
+            self._entries[name] = _Entry(tool, spec, tool.hints)
         if missing := sorted(self._secrets.arguments.keys() - self._entries.keys()):
             raise ConfigError(f"secrets are bound to the tool {missing[0]!r}, which is not there. Correct the binding")
+        self._checker = CallChecker(entry.spec for entry in self._entries.values())
 
     @classmethod
     async def load(
@@ -194,33 +187,12 @@ class Toolbox:
 
     def _arguments(self, call: ToolCall) -> dict[str, Any] | str:
         """The call's arguments, or why they are none."""
-        entry = self._entries.get(call.name)
-        if entry is None:
-            return self._unknown(call.name)
-        try:
-            arguments = json.loads(call.arguments or "{}", parse_constant=_refuse, object_pairs_hook=_distinct)
-        except (ValueError, RecursionError) as exc:
-            return f"the arguments of {call.name!r} are not JSON: {exc}"[:_MAX_COMPLAINT]
-        if not isinstance(arguments, dict):
-            return f"the arguments of {call.name!r} are not a JSON object"
-        if taken := sorted(self._secrets.bound(call.name) & arguments.keys()):
+        if call.name in self.refused:
+            return f"the tool {call.name!r} cannot be used: {self.refused[call.name]}"
+        arguments = self._checker.arguments(call)
+        if isinstance(arguments, dict) and (taken := sorted(self._secrets.bound(call.name) & arguments.keys())):
             return f"{call.name!r} has no argument {taken[0]!r}: leave it out"
-        try:
-            complaints = [_complaint(error) for error in _errors(entry.validator, arguments)]
-        except RecursionError:
-            return f"the arguments of {call.name!r} are nested too deeply"
-        except Unresolvable as exc:
-            return f"the schema of {call.name!r} refers to what is not in it: {exc}"[:_MAX_COMPLAINT]
-        if complaints:
-            return f"the arguments of {call.name!r} do not fit its schema: {'; '.join(complaints)}"
         return arguments
-
-    def _unknown(self, name: str) -> str:
-        if name in self.refused:
-            return f"the tool {name!r} cannot be used: {self.refused[name]}"
-        names = [spec.name for spec in self.specs()]
-        near = get_close_matches(name, names, n=3) or names[:10]
-        return f"there is no tool {name[:100]!r}. " + (f"There is: {', '.join(near)}" if near else "There is none")
 
     async def _once(self, name: str, entry: _Entry, arguments: Mapping[str, Any], limits: ToolLimits) -> Observation:
         """One attempt. A tool that does not end when it is told to is left behind."""
@@ -267,44 +239,6 @@ class _Entry:
     tool: Tool
     spec: ToolSpec  # as the model sees it
     hints: ToolHints
-    validator: Any
-
-
-def _unfit(spec: ToolSpec) -> str | None:
-    """Why the tool cannot be offered; None: it can."""
-    if not spec.name or len(spec.name) > 128 or not spec.name.isprintable():
-        return "its name is empty, too long or not printable"
-    schema = spec.parameters
-    if schema.get("type", "object") != "object":
-        return f"its schema is of {schema.get('type')!r} and not of an object"
-    try:
-        validator_for(schema, default=Draft202012Validator).check_schema(dict(schema))
-    except SchemaError as exc:
-        return f"its schema is not valid: {exc.message}"[:_MAX_COMPLAINT]
-    except RecursionError:
-        return "its schema is nested too deeply"
-    return None
-
-
-def _validator(spec: ToolSpec) -> Any:
-    """A validator that fetches nothing: left to itself, jsonschema asks the network for a schema that is not there."""
-    schema = dict(spec.parameters)
-    nowhere: Registry[Any] = Registry()
-    return validator_for(schema, default=Draft202012Validator)(schema, registry=nowhere)
-
-
-def _errors(validator: Any, arguments: Mapping[str, Any]) -> list[ValidationError]:
-    errors = sorted(validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path])
-    return [best_match([error]) or error for error in errors[:_MAX_COMPLAINTS]]
-
-
-def _complaint(error: ValidationError) -> str:
-    """Which field, and why."""
-    path = error.json_path.removeprefix("$").removeprefix(".") or "the object"
-    message = error.message
-    if len(message) > _MAX_COMPLAINT:  # it quotes the value
-        message = f"{message[: _MAX_COMPLAINT // 2]} … {message[-_MAX_COMPLAINT // 2 :]}"
-    return f"{path}: {message}"
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:
@@ -312,19 +246,6 @@ async def _ended(task: asyncio.Future[Any]) -> None:
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     task.cancel()
     await asyncio.wait({task}, timeout=_GRACE_S)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
-    return found
 
 
 def _is_larger(value: Any, limit: int) -> bool:

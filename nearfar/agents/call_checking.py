@@ -1,0 +1,110 @@
+"""Says whether a call is valid: a tool that is there, and arguments that fit its schema; or which field does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from nearfar.types import ToolCall, ToolSpec
+
+_MAX_COMPLAINTS = 5
+_MAX_COMPLAINT = 300  # characters
+
+
+class CallChecker:
+    """Checks calls against the schemas of tools.
+
+    Args:
+        specs: the tools; their schemas are valid, see `unfit`.
+    """
+
+    def __init__(self, specs: Iterable[ToolSpec]) -> None:
+        self._validators = {spec.name: _validator(spec.parameters) for spec in specs}
+
+    def problem(self, call: ToolCall) -> str | None:
+        """Why the call is not valid: which field and why; None: it is."""
+        arguments = self.arguments(call)
+        return arguments if isinstance(arguments, str) else None
+
+    def arguments(self, call: ToolCall) -> dict[str, Any] | str:
+        """The call's arguments, or why they are none."""
+        validator = self._validators.get(call.name)
+        if validator is None:
+            return self._unknown(call.name)
+        try:
+            arguments = json.loads(call.arguments or "{}", parse_constant=_refuse, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as exc:
+            return f"the arguments of {call.name!r} are not JSON: {exc}"[:_MAX_COMPLAINT]
+        if not isinstance(arguments, dict):
+            return f"the arguments of {call.name!r} are not a JSON object"
+        try:
+            complaints = [_complaint(error) for error in _errors(validator, arguments)]
+        except RecursionError:
+            return f"the arguments of {call.name!r} are nested too deeply"
+        except Unresolvable as exc:
+            return f"the schema of {call.name!r} refers to what is not in it: {exc}"[:_MAX_COMPLAINT]
+        if complaints:
+            return f"the arguments of {call.name!r} do not fit its schema: {'; '.join(complaints)}"
+        return arguments
+
+    def _unknown(self, name: str) -> str:
+        near = get_close_matches(name, self._validators, n=3) or list(self._validators)[:10]
+        return f"there is no tool {name[:100]!r}. " + (f"There is: {', '.join(near)}" if near else "There is none")
+
+
+def unfit(spec: ToolSpec) -> str | None:
+    """Why the tool cannot be offered: its name or its schema is not valid; None: it can."""
+    if not spec.name or len(spec.name) > 128 or not spec.name.isprintable():
+        return "its name is empty, too long or not printable"
+    schema = spec.parameters
+    if schema.get("type", "object") != "object":
+        return f"its schema is of {schema.get('type')!r} and not of an object"
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(dict(schema))
+    except SchemaError as exc:
+        return f"its schema is not valid: {exc.message}"[:_MAX_COMPLAINT]
+    except RecursionError:
+        return "its schema is nested too deeply"
+    return None
+
+
+def _validator(parameters: Mapping[str, Any]) -> Any:
+    """A validator that fetches nothing: left to itself, jsonschema asks the network for a schema that is not there."""
+    schema = dict(parameters)
+    nowhere: Registry[Any] = Registry()
+    return validator_for(schema, default=Draft202012Validator)(schema, registry=nowhere)
+
+
+def _errors(validator: Any, arguments: Mapping[str, Any]) -> list[ValidationError]:
+    errors = sorted(validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path])
+    return [best_match([error]) or error for error in errors[:_MAX_COMPLAINTS]]
+
+
+def _complaint(error: ValidationError) -> str:
+    """Which field, and why."""
+    path = error.json_path.removeprefix("$").removeprefix(".") or "the object"
+    message = error.message
+    if len(message) > _MAX_COMPLAINT:  # it quotes the value
+        message = f"{message[: _MAX_COMPLAINT // 2]} … {message[-_MAX_COMPLAINT // 2 :]}"
+    return f"{path}: {message}"
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
