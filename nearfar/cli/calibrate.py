@@ -56,6 +56,16 @@ def calibrate(
     far: Annotated[
         str | None, typer.Option("--far", help="The far model in the table's `model`.", rich_help_panel=_PROMISE)
     ] = None,
+    chain: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--chain",
+            metavar="MODEL=SIGNAL",
+            help="In place of --near, --far and --signal: the tiers of a chain, cheapest first, the last a MODEL alone "
+            "(repeatable).",
+            rich_help_panel=_PROMISE,
+        ),
+    ] = None,
     target: Annotated[
         TargetChoice, typer.Option("--target", help="What is promised.", rich_help_panel=_PROMISE)
     ] = TargetChoice.accepted_error,
@@ -66,6 +76,16 @@ def calibrate(
         float,
         typer.Option("--delta", help="The probability with which the promise may fail.", rich_help_panel=_PROMISE),
     ] = 0.1,
+    abstention_value: Annotated[
+        float | None,
+        typer.Option(
+            "--abstention-value",
+            min=0,
+            max=1,
+            help='What an "I don\'t know" is worth; with it a chain may give up early.',
+            rich_help_panel=_PROMISE,
+        ),
+    ] = None,
     missing: Annotated[
         MissingChoice,
         typer.Option(
@@ -85,7 +105,27 @@ def calibrate(
 
     With --near and --far, TABLE has a row per query and model (`query_id`, `model`, `correct`, the signal), and the
     threshold on that one signal keeps a promise with confidence 1 − delta, or says how many labels would be needed.
+    With --chain the thresholds of several tiers are fitted together, for the least cost that keeps the promise.
     """
+    if chain:
+        if near is not None or far is not None or signal or tier is not None:
+            raise ConfigError("--chain names models and signals itself: leave --near, --far, --signal and --tier out.")
+        from .chain import fit_chain
+
+        return fit_chain(
+            source,
+            chain,
+            target=target,
+            alpha=alpha,
+            delta=delta,
+            abstention_value=abstention_value,
+            columns=_columns(column or []),
+            name=name,
+            out=out,
+            as_json=as_json,
+        )
+    if abstention_value is not None:
+        raise ConfigError("--abstention-value is a chain's: name one with --chain.")
     if near is not None or far is not None:
         if near is None or far is None or len(signal or ()) != 1:
             raise ConfigError("A promise needs --near, --far and one --signal.")

@@ -78,7 +78,7 @@ def load_paired(
     is_usual = names["model"] == "model"
     for number, row in enumerate(read_rows(path, models=rows if is_usual else None, columns=needed), start=1):
         if number == 1:
-            _check_columns(row, names, signal, path)
+            check_columns(row, names, signal, path)
         model = row.get(names["model"])
         if model not in rows:
             continue
@@ -100,13 +100,18 @@ def _lacks(model: str, names: Mapping[str, str], signal: str, path: Path) -> Dat
     models: set[str] = set()
     for number, row in enumerate(read_rows(path, columns={*names.values(), signal}), start=1):
         if number == 1:
-            _check_columns(row, names, signal, path)
+            check_columns(row, names, signal, path)
         models.add(str(row.get(names["model"])))
     has = ", ".join(map(repr, sorted(models)[:20])) or "none"
     return DataError(f"{str(path)!r} has no rows of {model!r}; its models are {has}.", path=str(path))
 
 
-def _check_columns(row: Mapping[str, Any], names: Mapping[str, str], signal: str, path: Path) -> None:
+def check_columns(row: Mapping[str, Any], names: Mapping[str, str], signal: str, path: Path) -> None:
+    """Refuses a row without an id, a model, an outcome or the signal.
+
+    Raises:
+        DataError: naming the column, and those that there are.
+    """
     for name in ("query_id", "model", "correct"):
         if names[name] not in row:
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -13,6 +14,7 @@ from .fits import fit_logistic
 from .guarantees import AcceptedError, MeanCost, QualityLoss, Target
 from .paired import PairedOutcomes
 from .policies import DataFingerprint, Policy, Reference, TierPolicy
+from .scorers import LogisticScorer
 
 
 def fit_promise(table: PairedOutcomes, target: Target, *, alpha: float, delta: float) -> Threshold:
@@ -75,22 +77,9 @@ def promise_policy(
         DataError: the signal does not rise with correctness, or scores of 1 in floating point hide differences.
     """
     known = [(s, o) for s, o in zip(table.signals, table.near_outcomes, strict=True) if s > float("-inf")]
-    rows, outcomes = [{table.signal: signal} for signal, _ in known], [outcome for _, outcome in known]
-    scorer = fit_logistic(rows, outcomes, signals=[table.signal])
-    value = None
-    if threshold.value is not None:
-        if scorer.coefficients[0] <= 0:
-            raise DataError(
-                f"{table.signal!r} falls where answers are right, so a score cannot rise with both. Turn its sign."
-            )
-        value = scorer.score({table.signal: threshold.value})
-        for row in rows:
-            score = scorer.score(row)
-            if value is None or score is None or (score >= value) != (row[table.signal] >= threshold.value):
-                raise DataError(
-                    f"Scores over {table.signal!r} do not part the answers as its values do: they are too close to 0 "
-                    "or 1. Give the signal on another scale, such as its logarithm."
-                )
+    scorer, (value,) = rising_curve(
+        table.signal, [signal for signal, _ in known], [outcome for _, outcome in known], [threshold.value]
+    )
     measured = {"coverage": threshold.coverage}
     if threshold.accepted_accuracy is not None:
         measured["accepted_accuracy"] = threshold.accepted_accuracy
@@ -110,3 +99,36 @@ def promise_policy(
         nearfar_version=__version__,
         tiers={tier or table.near: fitted},
     )
+
+
+def rising_curve(
+    signal: str, values: Sequence[float], outcomes: Sequence[float], bounds: Sequence[float | None]
+) -> tuple[LogisticScorer, list[float | None]]:
+    """A logistic curve through the signal, and what bounds on the signal are on it.
+
+    Args:
+        signal: its name.
+        values: of the labelled answers, finite.
+        outcomes: theirs, in [0, 1].
+        bounds: on the signal; None stays None.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+        DataError: the curve does not rise, or its scores do not part the answers as the bounds do.
+    """
+    rows = [{signal: value} for value in values]
+    scorer = fit_logistic(rows, outcomes, signals=[signal])
+    if scorer.coefficients[0] <= 0 and any(bound is not None for bound in bounds):
+        raise DataError(f"{signal!r} falls where answers are right, so a score cannot rise with both. Turn its sign.")
+    found = [None if bound is None else scorer.score({signal: bound}) for bound in bounds]
+    for row in rows:
+        score = scorer.score(row)
+        for bound, on_curve in zip(bounds, found, strict=True):
+            if bound is None:
+                continue
+            if score is None or on_curve is None or (score >= on_curve) != (row[signal] >= bound):
+                raise DataError(
+                    f"Scores over {signal!r} do not part the answers as its values do: they are too close to 0 or 1. "
+                    "Give the signal on another scale, such as its logarithm."
+                )
+    return scorer, found
