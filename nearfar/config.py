@@ -216,7 +216,7 @@ class TierSettings(_Section):
     same_by: Literal["answer", "embedding", "entailment"] = "answer"  # which samples say the same
     judge: str | None = None  # the model that judges entailment; None: the tier's own
     abstain_below: float | None = Field(default=None, ge=0, le=1)  # a score below which no further tier is asked
-    error_cases: Path | None = None  # JSONL of past mistakes (question, wrong, right, reason) to show this tier
+    error_cases: Path | Literal["told"] | None = None  # past mistakes to show this tier: JSONL, or what was told
     num_error_cases: PositiveInt = 5  # how many of them, the likest
 
 
@@ -911,7 +911,7 @@ class _Loader:
             if not isinstance(tier, dict):
                 raise self._error(f"{where}.tiers[{i}] must be a model's name or a table, not {tier!r}", "tiers")
             self._check_keys(f"{where}.tiers[{i}]", tier, TierSettings)
-            if isinstance(tier.get("error_cases"), str):
+            if isinstance(tier.get("error_cases"), str) and tier["error_cases"] != "told":
                 values["tiers"][i] = tier | {"error_cases": self._resolve(tier["error_cases"])}
         if isinstance(values.get("policy"), str):
             values["policy"] = self._resolve(values["policy"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import isinf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from nearfar.config import (
     BUILT_IN_EMBEDDERS,
@@ -39,6 +39,7 @@ from nearfar.models.deadline import Deadline
 from nearfar.models.limits import Limited
 from nearfar.models.retry import Retried
 from nearfar.models.wrapper import Wrapper
+from nearfar.retrieval.error_store import ERROR_CASES, SqliteErrorCases
 from nearfar.retrieval.memory import MEMORY
 from nearfar.router.cascade import Cascade, Chooser, Tier
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog
@@ -48,7 +49,18 @@ from nearfar.router.policies import Policy
 from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability, StatedProbability
 from nearfar.store import Store
-from nearfar.types import FREE, ChatModel, Embedder, Price, Query, Reranker, Scorer
+from nearfar.types import (
+    FREE,
+    ChatModel,
+    Decision,
+    Embedder,
+    ErrorCase,
+    ErrorCases,
+    Price,
+    Query,
+    Reranker,
+    Scorer,
+)
 
 if TYPE_CHECKING:
     from nearfar.retrieval.collection import Collection
@@ -117,7 +129,7 @@ def build(settings: Settings) -> Wired:
         }
         learning = open_learning(settings, store)
         cascades = {
-            name: _Cascades(name, cascade, settings, models, learning).build()
+            name: _Cascades(name, cascade, settings, models, learning, store).build()
             for name, cascade in settings.cascades.items()
         }
         cascades |= {name: _token_router(name, router, models) for name, router in settings.routers.items()}
@@ -144,7 +156,44 @@ def build(settings: Settings) -> Wired:
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name, with every table."""
-    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING, MEMORY])
+    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING, MEMORY, ERROR_CASES])
+
+
+async def keep_mistake(settings: Settings, store: Store, decision: Decision, *, right: str, reason: str = "") -> None:
+    """Keeps the decision's answer as a mistake, for tiers of its cascade that are shown those that were told.
+
+    Args:
+        settings: name the cascade.
+        store: of `open_store`.
+        decision: whose answer was wrong.
+        right: what would have been right.
+        reason: why it was wrong, in words.
+
+    Raises:
+        RequestError: the decision is no cascade's, or the log kept no text of it.
+        ConfigError: the cascade's embedder is not here.
+        DataError: the store cannot be written.
+    """
+    from nearfar.retrieval.embedders import find_embedder
+    from nearfar.router.replay import asked
+
+    cascade = settings.cascades.get(decision.target)
+    if cascade is None:
+        raise RequestError(
+            f"The decision {decision.id!r} was asked of {decision.target!r}, which is no cascade; mistakes are shown "
+            "to the tiers of a cascade.",
+            param="id",
+        )
+    question = asked(decision)
+    wrong = next((step.text for step in reversed(decision.steps) if step.tier == decision.tier), "")
+    if question is None or not wrong or settings.decisions.text != "keep":
+        raise RequestError(
+            f"The log has no text of the decision {decision.id!r}, so its mistake cannot be shown to anybody; set "
+            'decisions.text = "keep".',
+            param="id",
+        )
+    cases = SqliteErrorCases(store, find_embedder(cascade.embedder), decision.target)
+    await cases.add([ErrorCase(question, wrong, right, reason, decision.model or "")])
 
 
 def _grounded(model: ChatModel, settings: ModelSettings, library: Library | None) -> ChatModel:
@@ -678,12 +727,14 @@ class _Cascades:
         settings: Settings,
         models: Mapping[str, ChatModel],
         learning: Learning,
+        store: Store,
     ) -> None:
         self._name = name
         self._cascade = cascade
         self._settings = settings
         self._models = models
         self._learning = learning
+        self._store = store
         self._embedder: Embedder | None = None
         self._router: PredictiveRouter | None = None
         self._tier_names = [tier.name or tier.model for tier in cascade.tiers]
@@ -737,10 +788,8 @@ class _Cascades:
             scorer = self._default_scorer(settings)
         if settings.error_cases is not None:
             from nearfar.models.error_cases import WithErrorCases
-            from nearfar.retrieval.listed_errors import ListedErrors
 
-            cases = ListedErrors.load(settings.error_cases, self._find_embedder())
-            model = WithErrorCases(model, cases, k=settings.num_error_cases)
+            model = WithErrorCases(model, self._error_cases(settings.error_cases), k=settings.num_error_cases)
         return Tier(
             model,
             name=name,
@@ -753,6 +802,13 @@ class _Cascades:
             abstain_below=abstain_below,
             guard=self._guard(name, policy),
         )
+
+    def _error_cases(self, where: Path | Literal["told"]) -> ErrorCases:
+        if where == "told":
+            return SqliteErrorCases(self._store, self._find_embedder(), self._name)
+        from nearfar.retrieval.listed_errors import ListedErrors
+
+        return ListedErrors.load(where, self._find_embedder())
 
     def _default_scorer(self, settings: TierSettings) -> Scorer:
         if settings.signals:

@@ -87,3 +87,78 @@ def test_nonsense_is_refused_in_one_line(shell):
         assert done.returncode != 0
         assert reason in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+MISTAKES = """
+[models.near]
+kind = "python"
+callable = "parrot.py:near"
+placement = "near"
+
+[models.far]
+kind = "python"
+callable = "parrot.py:far"
+placement = "far"
+
+[cascades.auto]
+tiers = [{ model = "near", threshold = 1.0 }, { model = "far", error_cases = "told" }]
+
+[data]
+dir = "data"
+"""
+PARROT = '''
+def near(query):
+    return "0.5"
+
+def far(query):
+    """All that it is shown."""
+    return " | ".join(message.text for message in query.messages)
+'''
+
+
+def test_a_mistake_that_was_told_is_shown_to_the_tier_that_learns_of_them(shell, tmp_path):
+    """From one question's right answer into the far prompt of the next one like it, and into no other cascade's."""
+    pytest.importorskip("wordllama", reason="the static embedder finds the cases")
+    (tmp_path / "nearfar.toml").write_text(
+        MISTAKES + '[cascades.other]\ntiers = [{ model = "far", error_cases = "told" }]\n'
+    )
+    (tmp_path / "parrot.py").write_text(PARROT)
+    first = json.loads(shell("ask", "How many legs has a spider?", "--json").stdout)
+
+    told = shell("outcome", first["decision_id"], "wrong", "--right", "eight", "--reason", "it is no insect")
+    then = json.loads(shell("ask", "How many legs has a scorpion?", "--json").stdout)
+    elsewhere = json.loads(shell("ask", "How many legs has a scorpion?", "--model", "other", "--json").stdout)
+
+    assert told.returncode == 0, told.stderr
+    assert first["answer"] == "How many legs has a spider?"
+    for part in ("Question: How many legs has a spider?", "Why it is wrong: it is no insect", "Right answer: eight"):
+        assert part in then["answer"]
+    assert elsewhere["answer"] == "How many legs has a scorpion?"
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        ("right", ("--right", "eight"), "this one was right"),
+        ("wrong", ("--reason", "no insect"), "say with --right"),
+    ],
+)
+def test_what_is_no_mistake_is_not_kept(shell, value, options, message):
+    """Nothing is recorded either."""
+    asked = json.loads(shell("ask", "q", "--json").stdout)
+
+    refused = shell("outcome", asked["decision_id"], value, *options)
+
+    assert refused.returncode == 2
+    assert message in refused.stderr
+
+
+def test_a_mistake_without_its_text_is_refused(shell, tmp_path):
+    """Where the log keeps no texts there is nothing to show."""
+    (tmp_path / "nearfar.toml").write_text(CONFIG + '[decisions]\ntext = "hash"\n')
+    asked = json.loads(shell("ask", "q", "--json").stdout)
+
+    refused = shell("outcome", asked["decision_id"], "wrong", "--right", "eight")
+
+    assert refused.returncode == 2
+    assert 'decisions.text = "keep"' in refused.stderr

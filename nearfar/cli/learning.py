@@ -27,6 +27,18 @@ def outcome(
     decision_id: Annotated[str, typer.Argument(metavar="ID", help="A decision's id, or its beginning.")],
     value: Annotated[str, typer.Argument(metavar="VALUE", help="right, wrong, or a number in [0, 1].")],
     source: Annotated[str, typer.Option("--source", help="Who says so; each source has one say.")] = "user",
+    right: Annotated[
+        str | None,
+        typer.Option(
+            "--right",
+            metavar="TEXT",
+            help='What would have been right: kept for tiers with error_cases = "told".',
+            show_default=False,
+        ),
+    ] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why it was wrong; with --right.", show_default=False)
+    ] = "",
     as_json: opt.JsonOption = False,
     config: opt.ConfigOption = None,
 ) -> int:
@@ -40,9 +52,15 @@ def outcome(
         raise RequestError(
             f"The outcome is {value!r}; say right, wrong, or a number in [0, 1].", param="value"
         ) from exc
+    if right is not None and number >= 0.5:
+        raise RequestError("--right says what a wrong answer should have been; this one was right.", param="value")
+    if reason and right is None:
+        raise RequestError("--reason says why an answer was wrong; say with --right what is right.", param="value")
 
     with _outcomes(config) as log:
         found = asyncio.run(log.record(decision_id, number, source=source))
+    if right is not None:
+        asyncio.run(_keep(config, found.decision_id, right, reason))
     if as_json:
         write_json(found)
     else:
@@ -202,6 +220,21 @@ def _outcomes(config: Path | None) -> Iterator[OutcomeLog]:
     store = open_store(settings)
     try:
         yield OutcomeLog(store, open_log(settings, store), open_learning(settings, store))
+    finally:
+        store.close()
+
+
+async def _keep(config: Path | None, decision_id: str, right: str, reason: str) -> None:
+    """Keeps the decision's mistake beside what is right."""
+    from nearfar.config import Settings
+    from nearfar.wiring import keep_mistake, open_log, open_store
+
+    settings = Settings.load(config, needs_keys=False)
+    store = open_store(settings)
+    try:
+        decision = await open_log(settings, store).get(decision_id)
+        assert decision is not None  # its outcome has just been recorded
+        await keep_mistake(settings, store, decision, right=right, reason=reason)
     finally:
         store.close()
 
