@@ -141,6 +141,50 @@ async def test_a_server_that_ends_at_its_first_start_is_started_again(tmp_path, 
     assert starts(tmp_path) == 2
 
 
+async def test_a_server_is_ready_once_it_has_answered(tmp_path, engine_of):
+    """What the first request costs is paid before anybody may ask, and those who share the server wait for it, too."""
+    spec = stub_spec(tmp_path)
+    (tmp_path / "state-near" / "slow").touch()
+    first, second = engine_of(spec), engine_of(spec)
+    first.begin()
+    await until(lambda: first.pid is not None)
+    second.begin()
+
+    async def paths_when_ready(engine):
+        await engine.ready()
+        answers = tmp_path / "state-near" / "answers"
+        return [line.split()[0] for line in answers.read_text().splitlines()] if answers.exists() else []
+
+    assert await asyncio.gather(paths_when_ready(second), paths_when_ready(first)) == [["/v1/completions"]] * 2
+    assert not second.is_owner
+
+
+async def test_a_server_that_its_first_request_kills_is_started_again(tmp_path, engine_of):
+    """Before it counts as ready, so that no query meets it."""
+    engine = engine_of(stub_spec(tmp_path, fault="crash-asked"))
+
+    engine.begin()
+    await engine.ready()
+
+    assert starts(tmp_path) == 2
+    assert engine.restarts == 1
+
+
+async def test_a_server_can_be_stopped_at_its_first_request(tmp_path, engine_of):
+    """A stop does not wait for the answer."""
+    engine = engine_of(stub_spec(tmp_path))
+    (tmp_path / "state-near" / "slow").touch()
+    engine.begin()
+    await until(lambda: engine._warming is not None)
+    pid = engine.pid
+
+    Records(tmp_path / "engines").request_stop("near")
+    await until(lambda: engine.state == "stopped")
+
+    assert members(pid) == []
+    assert not (tmp_path / "state-near" / "answers").exists()
+
+
 @pytest.mark.parametrize(
     ("fault", "says", "num_starts"),
     [

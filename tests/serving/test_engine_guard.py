@@ -129,7 +129,7 @@ def test_progress_grows_with_the_log():
     assert seen[0] == ("starting Python", 0.0)
     assert seen[4][0] == "loading weights 50 %"
     assert [share for _, share in seen] == sorted(share for _, share in seen)
-    assert seen[-1] == ("ready", 1.0)
+    assert seen[-1] == ("answering a first request", 0.95)
 
 
 def test_speed_is_tokens_over_time_and_forgives_a_restart():

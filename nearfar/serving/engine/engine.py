@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from nearfar.models.http import HttpClient
 from .failures import Failure, explain, phase
 from .installation import Installation
 from .load import EngineLoad, read_load
-from .process import ServerProcess
+from .process import ServerProcess, started_at
 from .records import Claim, Record, Records, State
 from .spec import EngineSpec
 
@@ -109,6 +110,7 @@ class Engine:
         self._installation: Installation | None = None
         self._address: Address | None = None
         self._http: HttpClient | None = None
+        self._warming: asyncio.Task[None] | None = None
         self._port: int | None = None
         self._key = secrets.token_urlsafe(32)
         self._ready_at: float | None = None
@@ -227,13 +229,12 @@ class Engine:
     async def _look_after(self) -> None:
         failures = 0
         while True:
-            self._ready_at = None
             try:
                 failure = await self._live()
             except ConfigError as exc:
                 failure = Failure(str(exc).rstrip("."), is_passing=False)
             if failure is None:  # somebody asked it to stop
-                await self._shut(self._patience.drain_s)
+                await self._shut(self._patience.drain_s if self._ready_at is not None else 0.0)
                 self._set("stopped")
                 return
             if self._ready_at is not None and time.monotonic() - self._ready_at > self._patience.stable_s:
@@ -257,6 +258,7 @@ class Engine:
 
     async def _live(self) -> Failure | None:
         """One life of the server, from its start or adoption to its end; None: it ended as it was asked to."""
+        self._ready_at = None
         if self._attach is not None:
             self._connect(self._attach)
             return await self._watch()
@@ -265,7 +267,7 @@ class Engine:
             assert record is not None
             self._process = ServerProcess(record.pid, record.started)
             self._connect(Address(record.url, record.key))
-            return await self._watch()
+            return await self._watch(self._wait_for_owner)
         self._claim = claim
         self._records.take_stop(self.spec.name)  # of an earlier life
         found = ServerProcess.adopt(record.pid, record.started) if record is not None else None
@@ -275,7 +277,7 @@ class Engine:
                 self._process, self._port, self._key = found, record.port, record.key
                 self._created_at, self._log_begins_at = record.created_at, record.log_begins_at
                 self._connect(Address(record.url, record.key))
-                return await self._watch()
+                return await self._watch(self._warm_up if record.state == "starting" else None)
             _logger.info("engine %s: stops a server with other settings", self.spec.name)
             await found.stop(self._patience.end_s)
         return await self._start()
@@ -315,10 +317,14 @@ class Engine:
         self._created_at = time.time()
         self._connect(Address(f"http://127.0.0.1:{port}", self._key))
         self._note()
-        return await self._watch()
+        return await self._watch(self._warm_up)
 
-    async def _watch(self) -> Failure | None:
-        """Waits until the server is ready, then until it ends or hangs."""
+    async def _watch(self, warm_up: Callable[[], Coroutine[None, None, None]] | None = None) -> Failure | None:
+        """Waits until the server is ready, then until it ends or hangs.
+
+        Args:
+            warm_up: what has to be done once the server is well, before it counts as ready.
+        """
         began = last_health = time.monotonic()
         silences = 0
         is_up = False
@@ -334,7 +340,10 @@ class Engine:
                 last_health = now
                 is_well = await self._is_well()
                 silences = 0 if is_well else silences + 1
-                if is_well:
+                if is_well and not is_up and warm_up is not None and self._warming is None:
+                    self._warming = asyncio.create_task(warm_up(), name=f"warm up {self.spec.name}")
+                is_warm = self._warming is None or self._warming.done()
+                if is_well and is_warm:
                     is_up = True
                     self._ready_at = self._ready_at or time.monotonic()
                     await self._measure()
@@ -366,6 +375,30 @@ class Engine:
         except UpstreamError:
             return False
         return True
+
+    async def _warm_up(self) -> None:
+        """Asks the server for a few tokens, whose first cost is then nobody's: vLLM compiles its sampling at first use.
+
+        What the server says to it does not matter; one that dies of it is seen to have ended.
+        """
+        assert self._address is not None
+        http = self._client(self._address, self._patience.start_s)
+        body = json.dumps(self.spec.first_request()).encode()
+        try:
+            async with http.exchange("POST", http.endpoint("v1/completions"), body) as exchange:
+                await exchange.read()
+        except UpstreamError as exc:
+            _logger.info("engine %s: the first request failed: %s", self.spec.name, exc)
+        finally:
+            await http.aclose()
+
+    async def _wait_for_owner(self) -> None:
+        """Returns once the process that looks after the server has found it ready, or is gone."""
+        while True:
+            record = self._records.read(self.spec.name)
+            if record is None or record.state != "starting" or started_at(record.owner) is None:
+                return
+            await asyncio.sleep(self._patience.poll_s)
 
     async def _measure(self) -> None:
         """Reads the server's metrics; one that has none keeps its last load."""
@@ -405,6 +438,10 @@ class Engine:
         """Drops the connection, and kills what a server of ours that has ended left behind."""
         if self._process is not None and self._claim is not None and not is_over and not self._process.is_running():
             await self._process.kill()
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+            self._warming = None
         self._process = None
         self._address = None
         self.load = None
@@ -424,12 +461,15 @@ class Engine:
 
     def _connect(self, address: Address) -> None:
         self._address = address
-        self._http = HttpClient(
+        self._http = self._client(address, self._patience.health_s)
+
+    def _client(self, address: Address, read_timeout_s: float) -> HttpClient:
+        return HttpClient(
             model=self.spec.name,
             url=address.url,
             headers={"Authorization": f"Bearer {address.key}"} if address.key else {},
             connect_timeout_s=2.0,
-            read_timeout_s=self._patience.health_s,
+            read_timeout_s=read_timeout_s,
         )
 
     async def _call(self, method: str, path: str, *, query: Mapping[str, str] | None = None) -> bytes:

@@ -142,7 +142,7 @@ _PHASES: tuple[tuple[str, str, float], ...] = (
     (r"GPU KV cache size|CPU KV cache size|KV cache size|# GPU blocks|Maximum concurrency", "making room", 0.75),
     (r"Capturing CUDA graphs|Compiling a graph|Warming up|warming up", "warming up", 0.8),
     (r"init engine .* took", "opening its doors", 0.9),
-    (r"Application startup complete", "ready", 1.0),
+    (r"Application startup complete", "answering a first request", 0.95),
 )
 _SHARDS = re.compile(r"Loading safetensors[^\n\r]*?(\d+)% Completed")
 

@@ -98,10 +98,7 @@ class EngineSpec:
     @property
     def is_nested(self) -> bool:
         """Whether the folder holds nested planes, which are read at the width that each request asks for."""
-        if not Path(self.model).is_dir():
-            return False
-        about = _config_of(Path(self.model), f"[models.{self.name}]").get("quantization_config")
-        return isinstance(about, dict) and about.get("quant_method") == "nearfar_nested"
+        return self._quantization_config().get("quant_method") == "nearfar_nested"
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +122,19 @@ class EngineSpec:
     def served_name(self, adapter: str | None = None) -> str:
         """What vLLM calls the model, or one of its adapters."""
         return self.name if adapter is None else f"{self.name}+{adapter}"
+
+    def first_request(self) -> dict[str, Any]:
+        """The body of a completion through all that vLLM compiles at first use: draws and log-probabilities."""
+        body = {"model": self.name, "prompt": "Hello", "max_tokens": 2, "temperature": 1.0, "top_p": 0.9, "logprobs": 1}
+        if not self.is_nested:
+            return body
+        return body | {"vllm_xargs": {"bits": max(self._quantization_config()["widths"])}}
+
+    def _quantization_config(self) -> dict[str, Any]:
+        if not Path(self.model).is_dir():
+            return {}
+        about = _config_of(Path(self.model), f"[models.{self.name}]").get("quantization_config")
+        return about if isinstance(about, dict) else {}
 
     def need_bytes(self, *, gpu_bytes: int | None = None) -> int:
         """What the server takes of the memory budget.

@@ -1,8 +1,9 @@
 """A small OpenAI-compatible server with vLLM's command line, for the supervisor's tests; told what to do wrong.
 
 `STUB_FAULT` is one of: `oom`, `import`, `remote`, `port`, `model` (says so and ends), `crash-once` (ends at its first
-start), `never` (does not become ready); `STUB_STATE` is a folder that remembers earlier starts. The file `hang` in
-it makes the server silent; `slow` makes answers take half a second.
+start), `crash-asked` (ends at its first start, when it is asked), `never` (does not become ready); `STUB_STATE` is a
+folder that remembers earlier starts, and the answers that were given. The file `hang` in it makes the server silent;
+`slow` makes answers take half a second.
 """
 
 import json
@@ -74,10 +75,15 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if (STATE / "slow").exists():
                 time.sleep(0.5)
+            if FAULT == "crash-asked" and not (STATE / "crashed").exists():
+                (STATE / "crashed").touch()
+                os._exit(1)
             counts["tokens"] += 3
             text = f"{body['model']} {os.getpid()}"
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+            with (STATE / "answers").open("a") as file:
+                file.write(f"{self.path} {os.getpid()}\n")
             self.reply(200, json.dumps({"choices": [choice], "usage": usage}).encode())
         finally:
             counts["running"] -= 1
