@@ -19,7 +19,7 @@ demo: $(VENV)/.base ## answer a handful of questions on this machine, one from d
 
 test: $(VENV)/.dev ## every behaviour, large counts reduced; what needs torch or vLLM where their environments are
 	$(BIN)/pytest -m "not soak"
-	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization || exit 1; done
+	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization tests/serving/kernels || exit 1; done
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a script writes
 	$(BIN)/ruff format --check .
@@ -34,10 +34,10 @@ format: $(VENV)/.dev ## make the formatter and the linter's fixes
 vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs it too (2 GB)
 
 test-torch: .venv-torch/.quantize ## the quantizer and its operation, with torch in an environment of its own (1 GB)
-	.venv-torch/bin/pytest tests/serving/quantization
+	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels
 
 test-vllm: .venv-vllm/.quantize ## nested weights inside the real vLLM
-	.venv-vllm/bin/pytest tests/serving/quantization
+	.venv-vllm/bin/pytest tests/serving/quantization tests/serving/kernels
 
 .venv-torch/.quantize: pyproject.toml
 	@test -d .venv-torch || $(PYTHON) -m venv .venv-torch

@@ -70,7 +70,7 @@ def dequantize(
     return (flat * factor[:, group] + shift[:, group]).to(dtype)
 
 
-def _reference(
+def reference(
     x: Tensor,
     row_widths: Tensor,
     planes: Tensor,
@@ -82,6 +82,7 @@ def _reference(
     widths: Sequence[int],
     group_size: int,
 ) -> Tensor:
+    """The operation in torch alone, one width after the other."""
     if x.dim() != 2 or row_widths.shape != x.shape[:1]:
         raise ValueError(f"x is {tuple(x.shape)} and row_widths {tuple(row_widths.shape)}; one width per row")
     out = x.new_empty((x.shape[0], planes.shape[1]))
@@ -124,7 +125,7 @@ def _shape(
     return x.new_empty((x.shape[0], planes.shape[1]))
 
 
-_LIBRARY.impl("nested_linear", _reference, "CompositeExplicitAutograd")
+_LIBRARY.impl("nested_linear", reference, "CompositeExplicitAutograd")
 torch.library.register_fake("nearfar::nested_linear", _shape, lib=_LIBRARY)
 
 

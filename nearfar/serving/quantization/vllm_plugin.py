@@ -7,6 +7,7 @@ batch before the forward pass, and a middleware of its server. What was not trie
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from vllm.model_executor.utils import set_weight_attrs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from nearfar.errors import ConfigError, RequestError
+from nearfar.serving.kernels import cpu
 
-from .format import shapes
+from .format import TENSORS, shapes
 from .operation import nested_linear
 from .precision import precision_of, with_precision
 from .settings import METHOD, NestedConfig
@@ -41,6 +43,12 @@ SALTED = "nearfar_salted"
 
 #: A key of vLLM's `--additional-config`. True: runs with a version of vLLM that no test ran with.
 ANY_VERSION = "nearfar_any_vllm"
+
+#: A key of vLLM's `--additional-config`. True: activations stay as they are on CPUs too, where the kernel rounds them
+#: to int8; the reference in torch runs, which is slow.
+EXACT = "nearfar_exact"
+
+_log = logging.getLogger(__name__)
 
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _MAX_BODY = 32 << 20
@@ -67,6 +75,7 @@ class RowPrecisions:
         self.buffer = torch.full((max_rows,), default, dtype=torch.int32, device=device)
         self.of_request: dict[int, int] = {}
         self._filled: object = None
+        self._widths: dict[tuple[int, ...], torch.Tensor] = {}
 
     def rows(self, count: int) -> torch.Tensor:
         """The precision of each of the `count` rows of the forward pass that runs."""
@@ -76,7 +85,15 @@ class RowPrecisions:
             self._filled = context
         return self.buffer[:count]
 
+    def widths(self, by_precision: tuple[int, ...], count: int) -> torch.Tensor:
+        """The width of each row for a layer; looked up once in a forward pass for all layers that are alike."""
+        rows = self.rows(count)
+        if by_precision not in self._widths:
+            self._widths[by_precision] = torch.tensor(by_precision, dtype=torch.int32)[self.buffer]
+        return self._widths[by_precision][: len(rows)]
+
     def _fill(self, context: Any) -> None:
+        self._widths.clear()
         self.buffer.fill_(self.default)
         metadata = None if context is None else context.attn_metadata
         if isinstance(metadata, list):
@@ -100,6 +117,7 @@ class NestedQuantization(QuantizationConfig):  # type: ignore[misc]
         self.config = config
         self.original = {name: name for name in config.columns}  # by vLLM's name
         self.rows: RowPrecisions | None = None
+        self.is_packed = False
 
     def get_name(self) -> str:
         """Of the method."""
@@ -149,21 +167,27 @@ class NestedQuantization(QuantizationConfig):  # type: ignore[misc]
                 vllm_config.scheduler_config.max_num_batched_tokens,
                 torch.device(vllm_config.device_config.device),
             )
-        return NestedLinear(self.config, [self.original[part] for part in parts], self.rows)
+            self.is_packed = _runs_on_cpu_kernel(vllm_config)
+        return NestedLinear(self.config, [self.original[part] for part in parts], self.rows, is_packed=self.is_packed)
 
 
 class NestedLinear(LinearMethodBase):  # type: ignore[misc]
-    """A linear layer whose rows are each read at their request's precision."""
+    """A linear layer whose rows are each read at their request's precision.
 
-    def __init__(self, config: NestedConfig, parts: list[str], rows: RowPrecisions) -> None:
+    With `is_packed` the CPU kernel reads it, wherever its groups let it.
+    """
+
+    def __init__(self, config: NestedConfig, parts: list[str], rows: RowPrecisions, *, is_packed: bool) -> None:
         self.config = config
         self.rows = rows
+        self.is_packed = is_packed
         by_precision = [config.widths[-1]] * (max(config.precisions) + 1)
         for precision in config.precisions:
             widths = {config.width_of(part, precision) for part in parts}
             if len(widths) != 1:
                 raise ConfigError(f"{parts!r} run as one layer, and precision {precision} gives them different widths.")
             by_precision[precision] = widths.pop()
+        self.widths = tuple(by_precision)
         self.by_precision = torch.tensor(by_precision, dtype=torch.int32, device=rows.buffer.device)
 
     def create_weights(
@@ -190,28 +214,49 @@ class NestedLinear(LinearMethodBase):  # type: ignore[misc]
                 output_dim = 1 if name in ("planes", "refits") else 0
                 set_weight_attrs(parameter, {"output_dim": output_dim, **extra_weight_attrs})
         layer.nearfar_part_rows = list(output_partition_sizes)
+        layer.nearfar_columns = input_size_per_partition
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Nothing is copied: the planes stay where they were loaded."""
+        """Checks the scales. For the CPU kernel, one packed tensor takes the place of all; else nothing is copied."""
         if not bool(torch.isfinite(layer.scales).all() and torch.isfinite(layer.ranges).all()):
             raise ConfigError(f"The scales of {layer.prefix!r} are not finite; the model is damaged, fetch it again.")
-        layer.__dict__["weight_packed"] = layer.planes.data  # where vLLM's LoRA looks for a layer's device
+        resident = layer.planes.data
+        if self.is_packed and cpu.is_supported(layer.nearfar_columns, self.config.group_size):
+            resident = cpu.pack(
+                *(getattr(layer, name).data for name in TENSORS),
+                part_rows=layer.nearfar_part_rows,
+                widths=self.config.widths,
+                group_size=self.config.group_size,
+                num_columns=layer.nearfar_columns,
+            )
+            for name in TENSORS:
+                delattr(layer, name)
+            layer.register_buffer("nearfar_packed", resident, persistent=False)
+        layer.__dict__["weight_packed"] = resident  # where vLLM's LoRA looks for a layer's device
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """The layer's outputs."""
         flat = x.reshape(-1, x.shape[-1])
-        made = nested_linear(
-            flat,
-            self.by_precision[self.rows.rows(len(flat))],
-            layer.planes,
-            layer.scales,
-            layer.zeros,
-            layer.refits,
-            layer.ranges,
-            part_rows=layer.nearfar_part_rows,
-            widths=self.config.widths,
-            group_size=self.config.group_size,
-        )
+        if "nearfar_packed" in layer._buffers:
+            made = cpu.packed_linear(
+                flat,
+                self.rows.widths(self.widths, len(flat)),
+                layer.nearfar_packed,
+                num_outputs=sum(layer.nearfar_part_rows),
+            )
+        else:
+            made = nested_linear(
+                flat,
+                self.by_precision[self.rows.rows(len(flat))],
+                layer.planes,
+                layer.scales,
+                layer.zeros,
+                layer.refits,
+                layer.ranges,
+                part_rows=layer.nearfar_part_rows,
+                widths=self.config.widths,
+                group_size=self.config.group_size,
+            )
         made = made.view(*x.shape[:-1], made.shape[-1])
         return made if bias is None else made + bias
 
@@ -330,6 +375,18 @@ async def _refuse(send: Send, status: int, message: str, param: str | None) -> N
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _runs_on_cpu_kernel(config: VllmConfig) -> bool:
+    extra = config.additional_config if isinstance(config.additional_config, dict) else {}
+    if torch.device(config.device_config.device).type != "cpu" or extra.get(EXACT):
+        return False
+    try:
+        cpu.load()
+    except ConfigError as exc:
+        _log.warning("Nested planes run in torch alone, slowly: %s", exc)
+        return False
+    return True
 
 
 def _check_combination(config: VllmConfig) -> None:
