@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -191,6 +191,7 @@ SignalName: TypeAlias = Literal[
     "self_check",
     "stated_confidence",
     "span",
+    "answer_text",
     "query",
     "similar_queries",
     "predicted_gain",
@@ -398,6 +399,100 @@ class EnginesSection(_Section):
     allow_untested: bool = False  # run a version of vLLM that nearfar was not tested with
 
 
+class RoleSettings(_Section):
+    """Who answers for a part of an agent; a bare string in the file is its model."""
+
+    model: str = AUTO  # a model's or a cascade's name
+    max_tokens: PositiveInt = 256
+    temperature: float = Field(0.0, ge=0, le=2)
+    samples: int = Field(1, ge=1, le=32)  # answers drawn; the most frequent one counts
+
+
+class _ToolsSettings(_Section):
+    """What every source of tools takes."""
+
+    only: tuple[str, ...] = ()  # these of its tools; (): all
+
+
+class FilesToolsSettings(_ToolsSettings):
+    """The text files of a folder, read through an MCP server of their own."""
+
+    kind: Literal["files"]
+    folder: Path = Path()
+
+
+class CalculatorToolsSettings(_ToolsSettings):
+    """Exact arithmetic."""
+
+    kind: Literal["calculator"]
+
+
+class DocumentsToolsSettings(_ToolsSettings):
+    """Search in a collection of documents."""
+
+    kind: Literal["documents"]
+    collection: str
+
+
+class McpToolsSettings(_ToolsSettings):
+    """An MCP server: a program that is started, or a URL."""
+
+    kind: Literal["mcp"]
+    command: tuple[str, ...] = ()
+    url: str | None = None
+    env: dict[str, SecretStr] = Field(default_factory=dict)  # for the program
+    headers: dict[str, SecretStr] = Field(default_factory=dict)  # for the URL
+    trusted: bool = False  # you vouch for what it says of its tools: what only reads then runs unasked
+    prefix: str = ""  # before its tools' names
+
+
+class PythonToolsSettings(_ToolsSettings):
+    """A Python function."""
+
+    kind: Literal["python"]
+    callable: str  # package.module:name, or file.py:name beside this file
+    reads_only: bool = False  # it changes nothing and reaches nobody
+
+
+ToolsSettings: TypeAlias = (
+    FilesToolsSettings | CalculatorToolsSettings | DocumentsToolsSettings | McpToolsSettings | PythonToolsSettings
+)
+_TOOLS_KINDS: Mapping[str, type[ToolsSettings]] = {
+    "files": FilesToolsSettings,
+    "calculator": CalculatorToolsSettings,
+    "documents": DocumentsToolsSettings,
+    "mcp": McpToolsSettings,
+    "python": PythonToolsSettings,
+}
+
+
+class AgentSettings(_Section):
+    """Roles, tools and limits of one agent; docs/agents.md."""
+
+    kind: Literal["alpha-umi", "rewoo", "self-ask", "conductor"] = "alpha-umi"
+    model: str = AUTO  # of roles that name none
+    roles: dict[str, RoleSettings] = Field(default_factory=dict)
+    tools: dict[str, ToolsSettings] = Field(default_factory=dict)
+    policy: dict[str, Literal["allow", "ask", "deny"]] = Field(default_factory=dict)  # by tool, or pattern
+    off_plan: Literal["ask", "refuse"] = "ask"  # calls that were not planned before anything was read
+    secrets: dict[str, dict[str, str]] = Field(default_factory=dict)  # tool → argument → "secret:VARIABLE"
+    max_tools: PositiveInt = 8  # shown to a role, the fitting ones
+    examples: Path | None = None  # JSONL of tasks done well, shown to every role
+    thinks_first: bool = False  # the planner's rationale comes before its decision
+    steps: PositiveInt = 12
+    seconds: PositiveFloat = 120.0
+    tokens: PositiveInt | None = None
+    usd: float | None = Field(default=None, ge=0)
+    repeats: PositiveInt = 2  # of the same call, before it is a loop
+
+
+class RunsSettings(_Section):
+    """Where agents' runs are kept."""
+
+    path: Path | None = None  # None: agents.db in data.dir
+    postgres_url_env: str | None = None  # variable with the URL of a Postgres; None: the file
+
+
 class DataSection(_Section):
     """Where nearfar keeps its files."""
 
@@ -441,6 +536,10 @@ class Settings:
     memory_url: SecretStr | None = None  # of the memory's Postgres; None: the local store
     routers: Mapping[str, TokenRouterSettings] = field(default_factory=dict)
     engines: EnginesSection = field(default_factory=EnginesSection)
+    agents: Mapping[str, AgentSettings] = field(default_factory=dict)
+    agent_secrets: Mapping[str, SecretStr] = field(default_factory=dict)  # by variable
+    runs: RunsSettings = field(default_factory=RunsSettings)
+    runs_url: SecretStr | None = None  # of the runs' Postgres; None: the file
 
     SECTIONS: ClassVar[Mapping[str, type[_Section]]] = {
         "decisions": DecisionSettings,
@@ -450,6 +549,7 @@ class Settings:
         "retrieval": RetrievalSettings,
         "memory": MemorySettings,
         "engines": EnginesSection,
+        "runs": RunsSettings,
     }
 
     @classmethod
@@ -484,6 +584,11 @@ class Settings:
         return self.retrieval.dir or self.data.dir / "collections"
 
     @property
+    def runs_path(self) -> Path:
+        """The SQLite file with agents' runs."""
+        return self.runs.path or self.data.dir / "agents.db"
+
+    @property
     def engines_path(self) -> Path:
         """The folder with the records and logs of vLLM servers."""
         return self.data.dir / "engines"
@@ -497,8 +602,12 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """Every secret by value, for scrubbing logs."""
         found = [*self.model_keys.values(), *self.embedder_keys.values(), *self.gateway_keys]
-        if self.memory_url is not None:
-            found.append(self.memory_url)
+        found += [url for url in (self.memory_url, self.runs_url) if url is not None]
+        found += self.agent_secrets.values()
+        for agent in self.agents.values():
+            for tools in agent.tools.values():
+                if isinstance(tools, McpToolsSettings):
+                    found += [*tools.env.values(), *tools.headers.values()]
         for model in self.models.values():
             if isinstance(model, OpenAISettings):
                 found.extend(model.headers.values())
@@ -606,10 +715,11 @@ class _Loader:
         self._keys: dict[str, SecretStr] = {}
         self._missing: dict[str, str] = {}
         self._embedder_keys: dict[str, SecretStr] = {}
+        self._agent_secrets: dict[str, SecretStr] = {}
 
     def load(self) -> Settings:
         tables = self._read()
-        valid = ["models", "cascades", "routers", "embedders", *Settings.SECTIONS]
+        valid = ["models", "cascades", "routers", "embedders", "agents", *Settings.SECTIONS]
         for name, table in tables.items():
             if name not in valid:
                 raise self._unknown(name, valid, what="section")
@@ -628,6 +738,7 @@ class _Loader:
                 "embedder",
             )
         keys = _split(self._env.get("NEARFAR_API_KEYS", ""))
+        agents = self._agents(tables.get("agents") or {}, [*cascades, *model_names(models), *routers])
         return Settings(
             models=models,
             cascades=cascades,
@@ -641,7 +752,85 @@ class _Loader:
             embedder_keys=self._embedder_keys,
             routers=routers,
             memory_url=self._memory_url(sections["memory"], known, embedders),
+            agents=agents,
+            agent_secrets=self._agent_secrets,
+            runs_url=self._runs_url(sections["runs"]),
         )
+
+    def _agents(self, tables: dict[str, Any], targets: Sequence[str]) -> dict[str, AgentSettings]:
+        agents: dict[str, AgentSettings] = {}
+        for name, table in tables.items():
+            where = f"agents.{name}"
+            if not isinstance(table, dict):
+                raise self._error(f"{where} must be a table: [agents.{name}]", name)
+            self._check_name(name)
+            self._check_keys(where, table, AgentSettings)
+            values = dict(table)
+            if isinstance(values.get("examples"), str):
+                values["examples"] = self._resolve(values["examples"])
+            roles = values.get("roles") or {}
+            values["roles"] = {role: {"model": told} if isinstance(told, str) else told for role, told in roles.items()}
+            for role, told in values["roles"].items():
+                self._check_keys(f"{where}.roles.{role}", told, RoleSettings)
+                told.setdefault("model", values.get("model", AUTO))
+            values["tools"] = {
+                source: self._tools(f"{where}.tools.{source}", told)
+                for source, told in (values.get("tools") or {}).items()
+            }
+            agent = agents[name] = self._validate(AgentSettings, values, where)
+            for target in (agent.model, *(role.model for role in agent.roles.values())):
+                if target not in targets:
+                    raise self._error(
+                        f"{where} names the model {target!r}, which is not there{_did_you_mean(target, targets)}; "
+                        f"there are {_listed(targets)}",
+                        target,
+                    )
+            self._find_agent_secrets(where, agent)
+            self._origins.update({f"{where}.{key}": self._file_name for key in table})
+        return agents
+
+    def _tools(self, where: str, table: Any) -> ToolsSettings:
+        if not isinstance(table, dict):
+            raise self._error(f"{where} must be a table: [{where}]", where.rpartition(".")[2])
+        kind = str(table.get("kind", where.rpartition(".")[2]))
+        if kind not in _TOOLS_KINDS:
+            raise self._error(
+                f"{where}.kind is {kind!r}{_did_you_mean(kind, _TOOLS_KINDS)}; use one of {_listed(_TOOLS_KINDS)}",
+                "kind" if "kind" in table else where.rpartition(".")[2],
+            )
+        cls = _TOOLS_KINDS[kind]
+        self._check_keys(where, table, cls)
+        values = {**table, "kind": kind}
+        if isinstance(values.get("folder"), str):
+            values["folder"] = self._resolve(values["folder"])
+        tools = self._validate(cls, values, where)
+        if isinstance(tools, McpToolsSettings) and bool(tools.command) == bool(tools.url):
+            raise self._error(f"{where} needs either command, a program to start, or url", where.rpartition(".")[2])
+        return tools
+
+    def _find_agent_secrets(self, where: str, agent: AgentSettings) -> None:
+        """The variables that the agent's tools take arguments from."""
+        for tool, bound in agent.secrets.items():
+            for argument, template in bound.items():
+                for variable in re.findall(r"secret:([A-Za-z_][A-Za-z0-9_]*)", template):
+                    value = self._env.get(variable, "").strip()
+                    if value:
+                        self._agent_secrets[variable] = SecretStr(value)
+                    elif self._needs_keys:
+                        raise self._error(
+                            f"{where}.secrets.{tool}.{argument} takes ${variable}, which is not set; set it", variable
+                        )
+
+    def _runs_url(self, runs: RunsSettings) -> SecretStr | None:
+        """The URL of the runs' Postgres, from the variable that the config names."""
+        variable = runs.postgres_url_env
+        if variable is None:
+            return None
+        value = self._env.get(variable, "").strip()
+        if not value:
+            raise self._error(f"runs.postgres_url_env names ${variable}, which is not set; set it", variable)
+        self._origins["runs.postgres_url"] = f"${variable}"
+        return SecretStr(value)
 
     def _memory_url(
         self, memory: MemorySettings, names: Iterable[str], embedders: Mapping[str, EmbedderSettings]
@@ -1129,6 +1318,7 @@ def _describe(settings: Settings) -> Iterator[Setting]:
     groups |= {f"cascades.{name}": cascade for name, cascade in settings.cascades.items()}
     groups |= {f"routers.{name}": router for name, router in settings.routers.items()}
     groups |= {f"embedders.{name}": embedder for name, embedder in settings.embedders.items()}
+    groups |= {f"agents.{name}": agent for name, agent in settings.agents.items()}
     groups |= {name: getattr(settings, name) for name in Settings.SECTIONS}
     for where, section in groups.items():
         values = section.model_dump(mode="json")

@@ -65,6 +65,7 @@ class Ask:
     max_tokens: int | None = None  # what the run has left
     privacy: str = "any"
     session: str | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class RoleAnswer:
 
     answer: Answer
     decided: tuple[Decided, ...]
+    score: float | None = None  # how sure it is, in [0, 1]
 
 
 async def answered(
@@ -83,7 +85,7 @@ async def answered(
     key: Callable[[Answer], str | None] = lambda answer: answer.text,
     score: Callable[[Answer], float | None] = lambda answer: answer.score,
 ) -> RoleAnswer:
-    """The role's answer; of several, the most frequent, and the surest of those that say it.
+    """The role's answer; of several, the most frequent, whose score is the share of draws that say it.
 
     Args:
         responder: asks the models.
@@ -102,13 +104,16 @@ async def answered(
         answer = await _one(responder, role, ask, number)
         sure = score(answer)
         drawn.append((key(answer), sure, answer))
-        decided.append(_decided(role, ask.step, answer, sure))
+        decided.append(decision_of(role, ask.step, answer, sure))
+    if role.samples == 1:
+        return RoleAnswer(drawn[0][2], tuple(decided), drawn[0][1])
     keys = [key for key, _, _ in drawn if key is not None]
     if not keys:
         return RoleAnswer(drawn[0][2], tuple(decided))
     most = max(keys, key=keys.count)  # the first of them where several are as frequent
     agreeing = [(sure or 0.0, -number, answer) for number, (key, sure, answer) in enumerate(drawn) if key == most]
-    return RoleAnswer(max(agreeing, key=lambda each: each[:2])[2], tuple(decided))
+    best = max(agreeing, key=lambda each: each[:2])[2]
+    return RoleAnswer(best, tuple(decided), keys.count(most) / role.samples)
 
 
 async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[Wrote | RoleAnswer, None]:
@@ -119,7 +124,7 @@ async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[
         yield whole
         return
     pieces = 0
-    async with aclosing(responder.stream(_query(role, ask, 0, logprobs=False), door="agent")) as stream:
+    async with aclosing(responder.stream(query_of(role, ask, 0, logprobs=False), door="agent")) as stream:
         async for event in stream:
             if isinstance(event, TextDelta) and event.text:
                 pieces += 1
@@ -128,21 +133,22 @@ async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[
                 answer = _given(event.answer)
                 if answer.text and not pieces:  # an abstention is said whole
                     yield Wrote(answer.text)
-                yield RoleAnswer(answer, (_decided(role, ask.step, answer, answer.score),))
+                yield RoleAnswer(answer, (decision_of(role, ask.step, answer, answer.score),))
 
 
 async def _one(responder: Responder, role: Role, ask: Ask, number: int) -> Answer:
     try:
-        return _given(await responder.answer(_query(role, ask, number, logprobs=role.reads_logprobs), door="agent"))
+        return _given(await responder.answer(query_of(role, ask, number, logprobs=role.reads_logprobs), door="agent"))
     except RequestError as exc:
         if exc.param not in ("logprobs", "response_format"):
             raise
     # Nobody there can be held to the shape, or gives log-probabilities: the words of the prompt have to do.
     free = replace(ask, response_format=None)
-    return _given(await responder.answer(_query(role, free, number, logprobs=False), door="agent"))
+    return _given(await responder.answer(query_of(role, free, number, logprobs=False), door="agent"))
 
 
-def _query(role: Role, ask: Ask, number: int, *, logprobs: bool) -> Query:
+def query_of(role: Role, ask: Ask, number: int = 0, *, logprobs: bool = False) -> Query:
+    """The question as the router takes it; the `number`th of several that are drawn."""
     bounds = [bound for bound in (role.max_tokens, ask.max_tokens) if bound is not None]
     drawn = role.samples > 1
     return Query(
@@ -155,6 +161,7 @@ def _query(role: Role, ask: Ask, number: int, *, logprobs: bool) -> Query:
             max_tokens=max(1, min(bounds)),
             temperature=role.sample_temperature if drawn else role.temperature,
             seed=number if drawn else None,
+            stop=ask.stop,
             logprobs=logprobs,
         ),
         deadline_s=ask.deadline_s,
@@ -179,7 +186,8 @@ def _given(answer: Answer) -> Answer:
     return answer
 
 
-def _decided(role: Role, step: int, answer: Answer, score: float | None) -> Decided:
+def decision_of(role: Role, step: int, answer: Answer, score: float | None) -> Decided:
+    """The record that a role's model answered."""
     decision = answer.decision
     return Decided(
         step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import msgspec
 
 from nearfar.types import ToolCall, Usage
 
-from .types import Called, Decided, NeedsApproval, Observed, Planned
-from .untrusted import quoted
+from .types import Called, Decided, NeedsApproval, Observation, Observed, Planned
+from .untrusted import disarmed
 
 TraceEvent: TypeAlias = Planned | Decided | Called | Observed | NeedsApproval
 
@@ -27,6 +28,8 @@ _KINDS: Mapping[str, type[TraceEvent]] = {
     "needs_approval": NeedsApproval,
 }
 _NAMES = {cls: name for name, cls in _KINDS.items()}
+
+_MARK = 4  # characters; a small model loses its way in longer ones
 
 
 def to_plain(event: TraceEvent) -> dict[str, Any]:
@@ -91,21 +94,23 @@ def canonical(arguments: str) -> str:
         return arguments
 
 
-def told(trace: Trace) -> str:
-    """The calls so far and what became of them, as the next role is told; "" where there was none.
+def shown(observation: Observation) -> str:
+    """The observation as the next role sees it: disarmed, and between marks that it cannot forge.
 
-    What tools gave back is quoted as data.
+    Shorter than `quoted`, for roles whose system message says what the marks mean: a model of 135M parameters copies 9
+    of 12 arguments right from this and 7 from that.
     """
-    parts: list[str] = []
-    calls: dict[str, ToolCall] = {}
-    for event in events(trace):
-        if isinstance(event, Called):
-            calls[event.call.id] = event.call
-        elif isinstance(event, Observed):
-            call = calls.get(event.call_id)
-            asked = f"{event.tool} {call.arguments}" if call else event.tool
-            parts.append(f"Step {len(parts) + 1}: {asked}\n{quoted(event.tool, event.observation)}")
-    return "\n".join(parts)
+    text = disarmed(observation.text)
+    number = _mark(text)
+    head = "" if observation.kind == "result" else f"{observation.kind}: "
+    return f"{head}<data {number}>\n{text}\n</data {number}>"
+
+
+def _mark(text: str) -> str:
+    """A number that the text does not hold, made of the text: the same text always reads the same."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    pieces = (digest[at : at + _MARK] for at in range(0, len(digest), _MARK))
+    return next((piece for piece in pieces if piece not in text), digest)
 
 
 def observed_calls(trace: Iterable[Mapping[str, Any]]) -> int:

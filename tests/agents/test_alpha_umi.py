@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from support.teams import agent, call, plan, reading
+from support.teams import agent, arguments, plan, reading
 
 from nearfar.agents.alpha_umi import AlphaUmi
 from nearfar.agents.functions import FunctionTool
@@ -22,7 +22,7 @@ def add(a: int, b: int) -> int:
 
 TWO_STEPS = {
     "planner": [plan("call read_file"), plan("call add"), plan("answer")],
-    "caller": [call("read_file", path="sum.txt"), call("add", a=17, b=4)],
+    "caller": [arguments(path="sum.txt"), arguments(a=17, b=4)],
     "summarizer": ["It is 21."],
 }
 READERS = (reading(read_file), reading(add))
@@ -57,7 +57,7 @@ async def test_giving_up_is_an_outcome(tmp_path: Path) -> None:
 async def test_the_same_call_again_and_again_is_a_loop(tmp_path: Path) -> None:
     """The third time, by default, it is not made."""
     async with agent(
-        AlphaUmi(), tmp_path, READERS, planner=[plan("call read_file")], caller=[call("read_file", path="a")]
+        AlphaUmi(), tmp_path, READERS, planner=[plan("call read_file")], caller=[arguments(path="a")]
     ) as tested:
         result = await tested.run("Read it.")
 
@@ -66,7 +66,7 @@ async def test_the_same_call_again_and_again_is_a_loop(tmp_path: Path) -> None:
 
 async def test_steps_are_limited(tmp_path: Path) -> None:
     """The first limit that is reached ends the run."""
-    pages = [call("read_file", path=str(number)) for number in range(10)]
+    pages = [arguments(path=str(number)) for number in range(10)]
     async with agent(AlphaUmi(), tmp_path, READERS, planner=[plan("call read_file")], caller=pages) as tested:
         result = await tested.run(Task("Read everything.", limits=Limits(steps=4)))
 
@@ -87,7 +87,7 @@ async def test_a_call_with_effects_waits_for_a_person_and_a_no_is_seen(tmp_path:
         tmp_path,
         [FunctionTool(send)],
         planner=['{"calls": []}', plan("call send"), plan("answer")],
-        caller=[call("send", to="Ada")],
+        caller=[arguments(to="Ada")],
         summarizer=["You said no."],
     ) as tested:
         events = [event async for event in tested.stream("Write to Ada.", run_id="one")]
@@ -115,7 +115,7 @@ async def test_a_call_that_was_planned_and_is_allowed_runs_unasked(tmp_path: Pat
         [FunctionTool(send), reading(read_file)],
         ToolPolicy({"send": "allow"}),
         planner=[scope, plan("call read_file"), plan("call send"), plan("answer")],
-        caller=[call("read_file", path="a"), call("send", to="Ada", text="17 and 4")],
+        caller=[arguments(path="a"), arguments(to="Ada", text="17 and 4")],
         summarizer=["Done."],
     ) as tested:
         result = await tested.run("Send Ada what a says.")

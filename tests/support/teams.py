@@ -25,8 +25,13 @@ def plan(following: str, rationale: str = "because") -> str:
     return json.dumps({"next": following, "rationale": rationale})
 
 
+def arguments(**values: Any) -> str:
+    """What a caller says where the planner has named the tool."""
+    return json.dumps(values)
+
+
 def call(name: str, **arguments: Any) -> Answer:
-    """What a caller says."""
+    """What a caller says where it names the tool itself."""
     return Answer(
         tool_calls=(ToolCall("written", name, json.dumps(arguments)),), finish_reason="tool_calls", usage=Usage(10, 5)
     )
