@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -20,6 +19,8 @@ from mcp.client.stdio import get_default_environment
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
+from .processes import end, has_exited, signal_group
+
 _Incoming: TypeAlias = MemoryObjectSendStream[SessionMessage | Exception]
 _Outgoing: TypeAlias = MemoryObjectReceiveStream[SessionMessage]
 
@@ -32,7 +33,6 @@ _LAST_WORDS_BYTES: Final = 2_000
 #: How long a server has to end after its input was closed, and again after SIGTERM
 #: (https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown).
 _PATIENCE_S: Final = 2.0
-_ASK_EVERY_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +172,11 @@ class Wire:
         """Asks the server to end, then makes it; its whole process group is gone afterwards."""
         assert process.stdin is not None
         process.stdin.close()
-        if not (self._fault or await _has_exited(process, _PATIENCE_S)):
-            _signal_group(process.pid, signal.SIGTERM)
-            await _has_exited(process, _PATIENCE_S)
-        _signal_group(process.pid, signal.SIGKILL)
-        await _has_exited(process, _PATIENCE_S)
-        # A child that left the group may hold the pipes open; asyncio's transport would wait for it, and warn.
-        if (transport := getattr(process, "_transport", None)) is not None:
-            transport.close()
+        if not (self._fault or await has_exited(process, _PATIENCE_S)):
+            signal_group(process.pid, signal.SIGTERM)
+            await has_exited(process, _PATIENCE_S)
+        signal_group(process.pid, signal.SIGKILL)
+        await end(process, _PATIENCE_S)
 
     # --- HTTP --------------------------------------------------------------------------------------------------------
 
@@ -229,17 +226,3 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-
-
-async def _has_exited(process: asyncio.subprocess.Process, patience_s: float) -> bool:
-    """Whether the process is gone by then; asks, as `wait` would also wait for whoever inherited the pipes."""
-    for _ in range(round(patience_s / _ASK_EVERY_S)):
-        if process.returncode is not None:
-            break
-        await asyncio.sleep(_ASK_EVERY_S)
-    return process.returncode is not None
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
