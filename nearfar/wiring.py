@@ -420,6 +420,7 @@ def engine_spec(name: str, model: VllmSettings) -> EngineSpec:
         tool_parser=model.tool_parser,
         trusts_remote_code=model.trust_remote_code,
         sleeps=model.sleep,
+        widths=model.widths,
         arguments=model.arguments,
         environment=model.environment,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from nearfar.errors import ConfigError
+from nearfar.errors import ConfigError, DataError
 
 from .checkpoint import lora_rank, weights_bytes
 
@@ -87,6 +87,7 @@ class EngineSpec:
     tool_parser: str | None = None  # vLLM's name for the way in which this model writes tool calls
     trusts_remote_code: bool = False  # runs Python that comes with the checkpoint
     sleeps: bool = False  # evicted by putting it to sleep; needs a GPU
+    widths: tuple[int, ...] = ()  # bits at which nested weights are read
     arguments: tuple[str, ...] = ()  # further ones for vLLM
     environment: Mapping[str, str] = field(default_factory=dict)  # further variables for vLLM
 
@@ -230,6 +231,7 @@ class EngineSpec:
                     "trust_remote_code = true."
                 )
             weights_bytes(folder)
+            self._check_widths(folder, place)
         elif self.revision is None:
             raise ConfigError(
                 f"{place} {self.model!r} is a hub's model without a revision, which may change under you. Set revision "
@@ -247,6 +249,27 @@ class EngineSpec:
                 raise ConfigError(f"{place} arguments holds {option!r}, which nearfar sets itself. Remove it.")
         if not 0 < self.gpu_share <= 1:
             raise ConfigError(f"{place} gpu_share must be in (0, 1], not {self.gpu_share!r}.")
+
+    def _check_widths(self, folder: Path, place: str) -> None:
+        """Refuses widths that the folder does not hold, and nested weights that no width is asked of."""
+        if not self.is_nested:
+            if self.widths:
+                raise ConfigError(
+                    f"{place} {self.model!r} holds no nested weights, which widths are for. Remove widths, or make "
+                    "some: nearfar quantize."
+                )
+            return
+        from nearfar.serving.quantization.settings import read_config  # loads numpy, for nested weights alone
+
+        try:
+            offered = read_config(folder).precisions
+        except DataError as exc:
+            raise ConfigError(f"{place} {exc}") from exc
+        stored = ", ".join(map(str, offered))
+        if not self.widths:
+            raise ConfigError(f"{place} {self.model!r} holds nested weights. Set widths to the bits to read: {stored}.")
+        if missing := [width for width in self.widths if width not in offered]:
+            raise ConfigError(f"{place} widths has {missing[0]}, and {self.model!r} was stored for {stored}.")
 
 
 def _config_of(folder: Path, place: str) -> dict[str, Any]:

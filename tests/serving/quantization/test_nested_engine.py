@@ -3,8 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+from support.engines import checkpoint
+
 from nearfar.config import Settings, model_names
+from nearfar.errors import ConfigError
 from nearfar.serving.engine.spec import EngineSpec
+from nearfar.serving.quantization.settings import NestedConfig
+
+NESTED = NestedConfig((2, 4, 8), 64, {"layer": 128}, {3: {"layer": 2}}).to_json()
 
 
 def folder(path, quant_method):
@@ -26,6 +33,30 @@ def test_nested_weights_are_started_with_their_middleware_inside_the_guard(tmp_p
     assert json.loads(command[command.index("--additional-config") + 1]) == {"nearfar_salted": True}
     assert "--enforce-eager" in command
     assert "PrecisionMiddleware" not in " ".join(other.command(Path("python"), port=1, on_gpu=True))
+
+
+@pytest.mark.parametrize(
+    ("stored", "widths", "message"),
+    [
+        (NESTED, (4, 6), r"widths has 6, and .* was stored for 2, 3, 4, 8"),
+        (NESTED, (), r"holds nested weights\. Set widths to the bits to read: 2, 3, 4, 8"),
+        (NESTED | {"version": 2}, (4,), r"format version 2; this nearfar reads 1"),
+        ({key: NESTED[key] for key in ("quant_method", "version")}, (4,), r"has or lacks 'columns'"),
+        ({"quant_method": "awq"}, (4,), r"holds no nested weights"),
+    ],
+    ids=["not stored", "none asked for", "another version", "broken", "not nested"],
+)
+def test_widths_that_cannot_be_read_are_refused_before_anything_starts(tmp_path, stored, widths, message):
+    """With those that can."""
+    spec = EngineSpec("tiny", str(checkpoint(tmp_path / "m", quantization_config=stored)), widths=widths)
+
+    with pytest.raises(ConfigError, match=message):
+        spec.check()
+
+
+def test_widths_that_were_stored_pass(tmp_path):
+    """Mixes of widths, too."""
+    EngineSpec("tiny", str(checkpoint(tmp_path / "m", quantization_config=NESTED)), widths=(3, 8)).check()
 
 
 def test_each_width_is_a_model_of_its_own(tmp_path):
