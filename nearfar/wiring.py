@@ -832,7 +832,8 @@ class _Cascades:
         """What the tier finds out beyond its answer: as the config says, and what its policy reads for nothing."""
         names: list[str] = list(settings.signals)
         fitted = policy.tiers.get(settings.name or settings.model) if policy else None
-        if not names and not (fitted and any(each.startswith(("span_", "query_")) for each in fitted.signals)):
+        free = ("span_", "answer_", "query_")
+        if not names and not (fitted and any(each.startswith(free) for each in fitted.signals)):
             return ()
         from nearfar.router.free_probes import SimilarQueries
         from nearfar.router.live import free_names, probes, same_by

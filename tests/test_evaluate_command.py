@@ -1,7 +1,10 @@
 """`nearfar evaluate`, run as a program on a small table."""
 
 import csv
+import html
 import json
+import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -9,6 +12,8 @@ from html.parser import HTMLParser
 import pytest
 
 pytest.importorskip("sklearn", reason="routers are fitted with scikit-learn")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def nearfar(*arguments):
@@ -65,6 +70,39 @@ def test_a_router_is_measured_and_written(table, tmp_path):
     assert "<script" not in text
     HTMLParser().feed(text)
     assert router.stat().st_size > 100
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium")
+def test_the_page_is_whole_in_a_browser(table, tmp_path):
+    """A real browser draws it on a phone's and on a desk's screen, and asks nothing of the network."""
+    page = tmp_path / "p.html"
+    assert nearfar(table, *MODELS, "--router", "auto", "--html", page)[0] == 0
+    look = tmp_path / "look.html"
+    look.write_text(f"""<iframe id=f style="border:0" srcdoc="{html.escape(page.read_text())}"></iframe>
+        <pre id=out></pre><script>
+        const found = []; const frame = document.getElementById("f");
+        window.onload = () => {{
+          const inside = frame.contentDocument;
+          for (const width of [390, 1280]) {{
+            frame.style.width = width + "px";
+            found.push(inside.documentElement.scrollWidth <= width);
+          }}
+          const drawn = [...inside.querySelectorAll("svg")].map(each => each.getBoundingClientRect());
+          found.push(drawn.length > 0 && drawn.every(each => each.width > 100 && each.height > 50));
+          found.push(performance.getEntriesByType("resource").every(each => each.name.startsWith("file:")));
+          document.getElementById("out").textContent = JSON.stringify(found);
+        }};
+        </script>""")
+
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", look.as_uri(),
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+
+    assert re.findall('id="out">([^<]*)', done.stdout) == ["[true,true,true,true]"]
 
 
 def test_a_signal_is_measured_as_it_is(table):
@@ -130,3 +168,25 @@ def test_held_out_questions_are_scored_by_what_others_taught(tmp_path):
     assert found["how"] == "fitted on 43 other queries"
     assert found["notes"][0].startswith("2 training queries are also in the table")
     assert found["baselines"]["tfidf-ridge"]["apgr"] > found["baselines"]["random"]["apgr"]
+
+
+def test_an_answers_text_judges_it(tmp_path):
+    """Wrong calculations send a query on; the signals are named in the report, and a signal alone is refused."""
+    rows = [
+        {"query_id": i, "query": f"What is {i} plus {j}?", "model": model, "correct": right, "response": text}
+        for i in range(90)
+        for j in [3 + i % 5]
+        for slip in [i * 7 % 3 == 0]
+        for model, right, text in (("small", int(not slip), f"{i} + {j} = {i + j + 5 * slip}"), ("large", 1, ""))
+    ]
+    table = tmp_path / "sums.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [table, *MODELS, "--signal", "answer_text"]
+
+    code, out, err = nearfar(*options, "--router", "auto", "--json", "--embedder", "none")
+    refused = nearfar(*options)
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["apgr"] > 0.8
+    assert refused[0] != 0
+    assert "needs a --router" in refused[2]

@@ -37,7 +37,11 @@ def evaluate(
     ] = None,
     signal: Annotated[
         list[str] | None,
-        typer.Option("--signal", help="A column of the weak answer, higher for surer (repeatable with a router)."),
+        typer.Option(
+            "--signal",
+            help="A column of the weak answer, higher for surer (repeatable with a router); answer_text: what the text "
+            "of its `response` tells.",
+        ),
     ] = None,
     train: Annotated[
         Path | None, typer.Option("--train", help="Fit on this table [default: cross-validation in TABLE].")
@@ -71,10 +75,16 @@ def evaluate(
     random choice has 0.5.
     """
     from nearfar.router.routing_report import load_with_texts, report
+    from nearfar.router.routing_table import ANSWER_TEXT
 
     signals = tuple(signal or ())
     if router is None and len(signals) != 1:
         raise ConfigError("Say what to measure: --router NAME, such as auto, or one --signal COLUMN.")
+    if ANSWER_TEXT in signals and (router is None or questions is not None):
+        raise ConfigError(
+            f"{ANSWER_TEXT} is many signals of an answer and its question: it needs a --router, and the texts in the "
+            "table's own column 'query'."
+        )
     if router is None and (train or save):
         raise ConfigError("A signal is measured as it is; --train and --save need a --router.")
 
@@ -127,10 +137,11 @@ def _scored(
 ) -> tuple[Scored, PredictiveRouter | None]:
     from nearfar.router.predictive import make
     from nearfar.router.routing_report import score_by_router, score_by_signal
+    from nearfar.router.routing_table import signal_names
 
     if router is None:
         return score_by_signal(rows, signals[0]), None
-    made = make(router, embedder=embedder, signals=signals)
+    made = make(router, embedder=embedder, signals=signal_names(signals, rows if train is None else train))
     scored = score_by_router(rows, made, train=train)
     if embedder is not None and made.is_embedding_based:
         scored = replace(scored, how=f"{scored.how}, texts embedded by {embedder.name}")

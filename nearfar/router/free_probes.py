@@ -1,4 +1,4 @@
-"""Signals that take no call: of the answer's span, of the query's form, of queries like it, of a fitted router."""
+"""Signals that take no call: of the answer's span and text, of the query's form, of queries like it, of a router."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nearfar.errors import ConfigError, DataError
 from nearfar.types import Answer, ChatModel, Embedder, Query
 
 from .answer_span import SPAN_SIGNALS, span_signals
+from .answer_text import ANSWER_TEXT_SIGNALS, answer_text_signals
 from .labels import read_rows, to_number
 from .predictive import PredictiveRouter, RoutingQuery
 from .sampled_signals import Meter
@@ -58,6 +59,18 @@ class SpanSignals:
     async def read(self, query: Query, answer: Answer, model: ChatModel, meter: Meter) -> dict[str, float]:
         """`span_…`, absent where no span is found."""
         return span_signals(answer.text, answer.logprobs, query.text)
+
+
+class AnswerText:
+    """What the answer's own text tells; see `answer_text`."""
+
+    name = "answer_text"
+    signals = ANSWER_TEXT_SIGNALS
+    num_calls = 0
+
+    async def read(self, query: Query, answer: Answer, model: ChatModel, meter: Meter) -> dict[str, float]:
+        """Always there."""
+        return answer_text_signals(query.text, answer.text)
 
 
 class QueryForm:

@@ -10,7 +10,7 @@ from nearfar.errors import ConfigError
 from nearfar.types import ChatModel, Embedder, Scorer
 
 from .equivalence import Entailment, Equivalence, SameAnswer, SimilarVectors
-from .free_probes import PredictedGain, QueryForm, SimilarQueries, SpanSignals
+from .free_probes import AnswerText, PredictedGain, QueryForm, SimilarQueries, SpanSignals
 from .learning import LiveMonitor
 from .policies import Policy, TierPolicy
 from .predictive import PredictiveRouter
@@ -59,6 +59,8 @@ def probes(
     found: list[Probe] = []
     if "span" in names:
         found.append(SpanSignals())
+    if "answer_text" in names:
+        found.append(AnswerText())
     if "query" in names:
         found.append(QueryForm())
     if "similar_queries" in names:
@@ -86,6 +88,7 @@ def check_signals(policy: Policy, tier: str, given: Sequence[Probe]) -> None:
     fitted = policy.tiers[tier]
     makers: tuple[tuple[str, Sequence[str]], ...] = (
         ("span", SpanSignals.signals),
+        ("answer_text", AnswerText.signals),
         ("query", QueryForm.signals),
         ("similar_queries", ("query_similarity", "neighbour_accuracy")),
         ("predicted_gain", PredictedGain.signals),
@@ -104,7 +107,7 @@ def check_signals(policy: Policy, tier: str, given: Sequence[Probe]) -> None:
 def free_names(policy: TierPolicy) -> tuple[str, ...]:
     """The signals of a policy that a tier may read unasked, because they cost nothing and need nothing."""
     wanted = set(policy.signals)
-    return tuple(probe.name for probe in (SpanSignals, QueryForm) if wanted & set(probe.signals))
+    return tuple(probe.name for probe in (SpanSignals, AnswerText, QueryForm) if wanted & set(probe.signals))
 
 
 def default_scorer(names: Sequence[str]) -> Scorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -11,7 +12,14 @@ from typing import Any, TypeAlias
 from nearfar.errors import ConfigError, DataError
 from nearfar.types import Signals
 
+from .answer_text import ANSWER_TEXT_SIGNALS, answer_text_signals
 from .labels import read_rows, to_number
+
+#: Stands for the signals of the weak answer's own text, which are read off the column `response`.
+ANSWER_TEXT = "answer_text"
+
+#: A signal of the text that is the same for more of the answers than this is left out.
+_MOST_ALIKE = 0.95
 
 _Key: TypeAlias = tuple[str, str]
 
@@ -78,7 +86,8 @@ def load_routed(
         strong: the other's.
         value: the column that says how good an answer was.
         dataset: only rows with this `dataset`; None: all.
-        signals: columns of the weak model's rows to take as signals.
+        signals: columns of the weak model's rows to take as signals; `ANSWER_TEXT` stands for those of its `response`,
+            see `answer_text`.
 
     Raises:
         ConfigError: no such file, or both models are the same.
@@ -87,14 +96,17 @@ def load_routed(
     path = Path(path)
     if weak == strong:
         raise ConfigError(f"--weak and --strong are both {weak!r}. Name two models.")
-    needed = {"dataset", "query_id", "query", "model", "cost", value, *signals}
+    columns = ["response" if name == ANSWER_TEXT else name for name in signals]
+    reads_answer = ANSWER_TEXT in signals
+    names = [each for name in signals for each in (ANSWER_TEXT_SIGNALS if name == ANSWER_TEXT else (name,))]
+    needed = {"dataset", "query_id", "query", "model", "cost", value, *columns}
     means: dict[str, dict[_Key, _Mean]] = {weak: {}, strong: {}}
     texts: dict[_Key, str] = {}
     seen_datasets: set[str] = set()
     number = 0
     for number, row in enumerate(read_rows(path, models=means, columns=needed), start=1):
         if number == 1:
-            _require_columns(row, ("query_id", "model", value, *signals), path)
+            _require_columns(row, ("query_id", "model", value, *columns, *(("query",) if reads_answer else ())), path)
         where = str(row.get("dataset") or "")
         if dataset is not None and where != dataset:
             seen_datasets.add(where)
@@ -107,7 +119,11 @@ def load_routed(
         if model == weak:
             texts.setdefault(key, row.get("query") or "")
             for name in signals:
-                mean.add(name, _number(row, name, key, path))
+                if name != ANSWER_TEXT:
+                    mean.add(name, _number(row, name, key, path))
+            if reads_answer:
+                for name, told in answer_text_signals(row.get("query") or "", str(row.get("response") or "")).items():
+                    mean.add(name, told)
     _require_models(means, path, number, dataset, seen_datasets)
     found = []
     for key, own in means[weak].items():
@@ -115,7 +131,7 @@ def load_routed(
         low, high = own.get(value), other.get(value) if other else None
         if other is None or low is None or high is None:
             continue
-        read = {name: own.get(name) for name in signals}
+        read = {name: own.get(name) for name in names}
         found.append(
             RoutedQuery(
                 *key,
@@ -130,6 +146,23 @@ def load_routed(
     if not found:
         raise DataError(f"{str(path)!r} has no query with a {value!r} of both {weak!r} and {strong!r}.", path=str(path))
     return found
+
+
+def signal_names(columns: Sequence[str], rows: Sequence[RoutedQuery]) -> tuple[str, ...]:
+    """The names under which `load_routed` gives the signals of these columns.
+
+    Of those that `ANSWER_TEXT` stands for, the ones that differ among the rows: what nearly all answers share tells
+    nothing of them.
+    """
+    found: list[str] = []
+    for name in columns:
+        found += [each for each in ANSWER_TEXT_SIGNALS if _differs(each, rows)] if name == ANSWER_TEXT else [name]
+    return tuple(found)
+
+
+def _differs(signal: str, rows: Sequence[RoutedQuery]) -> bool:
+    counts = Counter(row.signals.get(signal) for row in rows)
+    return bool(counts) and max(counts.values()) <= _MOST_ALIKE * len(rows)
 
 
 def _require_columns(row: Mapping[str, Any], names: Sequence[str], path: Path) -> None:

@@ -8,11 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearfar.errors import ConfigError, UpstreamUnavailable
+from nearfar.router.answer_text import ANSWER_TEXT_SIGNALS, answer_text_signals
 from nearfar.router.bandit import ThompsonBandit
 from nearfar.router.cascade import Cascade, Tier
 from nearfar.router.choosing import BanditChoice, PredictiveChoice
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog
-from nearfar.router.free_probes import QUERY_SIGNALS, QueryForm, SimilarQueries, SpanSignals, query_signals
+from nearfar.router.free_probes import (
+    QUERY_SIGNALS,
+    AnswerText,
+    QueryForm,
+    SimilarQueries,
+    SpanSignals,
+    query_signals,
+)
 from nearfar.router.learning import LEARNING, Learning, LiveBandit, LiveMonitor, Watch
 from nearfar.router.outcomes import OutcomeLog
 from nearfar.router.router import Router
@@ -124,12 +132,15 @@ async def test_a_tier_that_asks_again_is_not_streamed_before():
 async def test_free_signals_are_read_along():
     """The answer's span and the query's form are there without a call."""
     near, far = model("near", ["so #### 7"], confidence=0.9), model("far", ["8"])
-    tier = Tier(near, scorer=MeanProbability(), probes=[SpanSignals(), QueryForm()])
+    tier = Tier(near, scorer=MeanProbability(), probes=[SpanSignals(), AnswerText(), QueryForm()])
 
     answer = await router_of(tier, far).answer(Query("How many?\nSay 12."))
 
     signals = answer.decision.steps[0].signals
     assert signals["span_mean_logprob"] < 0
+    assert {name: signals[name] for name in ANSWER_TEXT_SIGNALS} == answer_text_signals(
+        "How many?\nSay 12.", "so #### 7"
+    )
     assert {name: signals[name] for name in QUERY_SIGNALS} == query_signals(Query("How many?\nSay 12."))
     assert len(near.queries) == 1
 

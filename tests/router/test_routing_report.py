@@ -1,13 +1,15 @@
 """Outcome tables read for routing, and what is reported of a score on them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from nearfar.errors import ConfigError, DataError
+from nearfar.router.answer_text import ANSWER_TEXT_SIGNALS
 from nearfar.router.predictive import make
 from nearfar.router.routing_report import load_with_texts, report, score_by_router, score_by_signal
-from nearfar.router.routing_table import load_routed
+from nearfar.router.routing_table import ANSWER_TEXT, load_routed, signal_names
 
 pytest.importorskip("sklearn", reason="routers are fitted with scikit-learn")
 
@@ -41,6 +43,23 @@ def table(tmp_path):
         rows.append(row(str(i), "small", weak, query=text, sure=0.3 + 0.6 * weak + i / 1000, cost=1.0))
         rows.append(row(str(i), "large", float(i % 7 > 0), query=text, cost=10.0))
     return write(tmp_path / "table.jsonl", rows)
+
+
+def test_an_answers_text_gives_signals(tmp_path):
+    """Of the weak model's response alone; where the table has no response or no question, that is said."""
+    rows = [row("1", "small", 1, response="2 + 2 = 5", query="2 and 2?"), row("1", "large", 1, response="2 + 2 = 4")]
+
+    (found,) = load_routed(write(tmp_path / "t.jsonl", rows), weak="small", strong="large", signals=[ANSWER_TEXT])
+
+    assert tuple(found.signals) == ANSWER_TEXT_SIGNALS
+    assert signal_names(["sure", ANSWER_TEXT], [found]) == ("sure",)  # nothing differs in one row
+    other = replace(found, signals=found.signals | {"answer_wrong_share": 0.0})
+    assert signal_names([ANSWER_TEXT], [found, other]) == ("answer_wrong_share",)
+    assert found.signals["answer_wrong_share"] == 1
+    for name in ("response", "query"):
+        lacking = [{key: cell for key, cell in each.items() if key != name} for each in rows]
+        with pytest.raises(DataError, match=f"no column '{name}'"):
+            load_routed(write(tmp_path / "t.jsonl", lacking), weak="small", strong="large", signals=[ANSWER_TEXT])
 
 
 def test_repeated_rows_are_averaged(tmp_path):
