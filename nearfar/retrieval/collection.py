@@ -241,8 +241,8 @@ class Collection:
                 if part is not None:
                     found.append(part)
             parts[kind] = tuple(_Searched(part, _alive(part, graves)) for part in found)
-            if kind == "bm25":
-                num_chunks = database.count("chunks")
+            if kind == "bm25":  # to count the rows would read all of the database
+                num_chunks = sum(_num_found(searched) for searched in parts[kind])
         return _View(version, last, num_chunks, parts, time.monotonic() - started)
 
     def _allowed_ids(self, wanted: Filter | None) -> NDArray[int64] | None:
@@ -339,6 +339,10 @@ def _dense(database: Database, ids: Sequence[int]) -> Dense:
     for start in range(0, len(ids), _VECTOR_BATCH):
         index.add(database.vectors(ids[start : start + _VECTOR_BATCH]))
     return index
+
+
+def _num_found(searched: _Searched) -> int:
+    return len(searched.part.ids) if searched.alive is None else int(searched.alive.sum())
 
 
 def _alive(part: Part, graves: NDArray[int64]) -> NDArray[bool_] | None:
