@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import (
+    agent,
     ask,
     batch,
     calibrate,
@@ -21,6 +22,7 @@ from . import (
     evaluate,
     evaluate_retrieval,
     learning,
+    mcp,
     memory,
     models,
     quantize,
@@ -58,7 +60,7 @@ def root(
 
 
 _PANELS: dict[str, dict[str, Callable[..., Any]]] = {
-    "Answer": {"ask": ask.ask, "chat": chat.chat, "batch": batch.batch, "serve": serve.serve},
+    "Answer": {"ask": ask.ask, "chat": chat.chat, "batch": batch.batch, "serve": serve.serve, "mcp": mcp.mcp},
     "Documents": {"index": documents.index, "search": documents.search},
     "Look": {"route": decisions.route, "explain": decisions.explain, "decisions": decisions.decisions},
     "Learn": {"outcome": learning.outcome, "replay": learning.replay},
@@ -77,6 +79,7 @@ _PANELS: dict[str, dict[str, Callable[..., Any]]] = {
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(agent.app, name="agent", rich_help_panel="Answer")
 app.add_typer(tools.app, name="tools", rich_help_panel="Answer")
 app.add_typer(models.app, name="models", rich_help_panel="Set up")
 app.add_typer(engine.app, name="engine", rich_help_panel="Set up")
