@@ -151,11 +151,6 @@ class GraphAgent:
                 async for event in told:
                     yield event
 
-    async def state(self, run_id: str) -> State:
-        """The newest checkpoint's state; empty where there is none."""
-        snapshot = await self._graph.aget_state({"configurable": {"thread_id": run_id}})
-        return cast("State", snapshot.values)
-
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _record(self, run_id: str) -> RunRecord:
@@ -225,6 +220,12 @@ def _result(run_id: str, state: State, *, waits: bool, failure: str | None) -> R
         used.tool_calls,
         state.get("elapsed_s", 0.0),
     )
+
+
+async def saved_state(store: RunStore, run_id: str) -> State:
+    """The newest checkpoint's state of a run, of whatever kind its agent is; empty where there is none."""
+    found = await store.saver.aget_tuple({"configurable": {"thread_id": run_id, "checkpoint_ns": ""}})
+    return cast("State", found.checkpoint["channel_values"] if found else {})
 
 
 async def _last(stream: AsyncGenerator[AgentEvent, None]) -> RunResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -76,7 +76,7 @@ class ToolSource(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def tools(self) -> list[Tool]:
+    async def tools(self) -> Sequence[Tool]:
         """What it offers just now.
 
         Raises:

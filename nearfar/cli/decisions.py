@@ -17,6 +17,7 @@ import typer
 from nearfar.errors import DataError, RequestError
 
 from . import options as opt
+from .agent import has_run, show_run
 from .console import complain, escape, remark, seconds, stdout, table, usd, write_json
 from .run import DONE, FAILED
 
@@ -101,12 +102,12 @@ def route(
 
 def explain(
     decision_id: Annotated[
-        str, typer.Argument(metavar="ID", help="A decision's id, or its beginning; `last`: the newest.")
+        str, typer.Argument(metavar="ID", help="A decision's or an agent's run's id, or its beginning; `last`.")
     ],
     as_json: opt.JsonOption = False,
     config: opt.ConfigOption = None,
 ) -> int:
-    """Show why an answer came from there, and what left the machine."""
+    """Show why an answer came from there, and what left the machine; of an agent's run, every step and decision."""
 
     async def main() -> Decision | None:
         with _log(config) as log:
@@ -115,6 +116,8 @@ def explain(
             return await log.get(decision_id)
 
     decision = asyncio.run(main())
+    if decision is None and asyncio.run(has_run(decision_id, config)):
+        return show_run(decision_id, as_json=as_json, config=config)
     if decision is None:
         complain(f"There is no decision {decision_id!r}. List them: nearfar decisions.")
         return FAILED
