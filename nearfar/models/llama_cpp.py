@@ -29,8 +29,9 @@ from nearfar.types import (
     Usage,
 )
 
+from .grammar import Node
 from .llama_engine import Choice, Engine, EngineRequest, WireUsage
-from .tool_prompt import CallReader, is_forced, offered_tools, shape_of, template_messages
+from .tool_prompt import CallReader, Shape, is_forced, shape_of, template_messages
 
 _MAX_TOP_LOGPROBS: Final = 20
 _CHOICE_BIAS: Final = 100.0  # on the logits of choices, so that no other token has a share that a float could show
@@ -41,7 +42,9 @@ class LlamaCppModel:
     """A GGUF that answers on this machine, with no network and no key.
 
     - Tools are told in the system message and held by a grammar of their schemas, so that a call always parses and
-      fits its schema; a call that the token limit cuts off is dropped. One call per answer unless the query says
+      fits its schema; a tool whose schema no grammar can say is refused. A call that the token limit cuts off is
+      finished in the shortest valid way: the reason to finish is then still `length`, and the signal
+      `finished_characters` says how much was not the model's. One call per answer unless the query says
       `parallel_tool_calls`.
     - A JSON schema that is `strict` and cannot be enforced is refused; without `strict`, what cannot be enforced is
       a hint, as in OpenAI's API.
@@ -150,8 +153,9 @@ class LlamaCppModel:
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece; `complete` says what it raises."""
         start = time.perf_counter()
-        request = self._request(query)
-        progress = _Progress(query)
+        shape = self._shape(query)
+        request = self._request(query, shape)
+        progress = _Progress(query, shape.call)
         async with aclosing(self._engine.chat(request)) as chunks:
             async for chunk in chunks:
                 progress.usage = chunk.usage or progress.usage
@@ -180,11 +184,13 @@ class LlamaCppModel:
 
     # --- the query in llama.cpp's words ------------------------------------------------------------------------------
 
-    def _request(self, query: Query) -> EngineRequest:
+    def _shape(self, query: Query) -> Shape:
         self._refuse_unmet(query)
         if not query.messages:
             raise RequestError("a query needs at least one message", param="messages")
-        shape = shape_of(query)
+        return shape_of(query)
+
+    def _request(self, query: Query, shape: Shape) -> EngineRequest:
         body: dict[str, Any] = {
             "messages": template_messages(query),
             "stream": True,
@@ -271,21 +277,23 @@ class LlamaCppModel:
             usage=usage,
             cost_usd=self._price.cost_usd(usage) if usage else None,
             latency_s=latency_s,
+            signals={"finished_characters": float(progress.finished)} if progress.finished else {},
         )
 
 
 class _Progress:
     """What has been written so far, and the events that tell of it."""
 
-    def __init__(self, query: Query) -> None:
-        tools = offered_tools(query)
-        self._reader = CallReader(tools) if tools else None
+    def __init__(self, query: Query, call: Node | None) -> None:
+        self._reader = CallReader(call) if call is not None else None
+        self._is_forced = is_forced(query)
         self._num_top = max(query.sampling.top_logprobs or 0, len(_choices(query)))
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self.usage: WireUsage | None = None
+        self.finished = 0  # characters of a call that the model did not write
 
     @property
     def calls(self) -> list[Any]:
@@ -315,6 +323,9 @@ class _Progress:
         """The events that were held back until the end."""
         if self._reader is None:
             return []
+        if self.finish_reason == "length" and (self._reader.is_cut_off or (self._is_forced and not self._reader.calls)):
+            call, self.finished = self._reader.finish_call()
+            return [ToolCallDelta(len(self.calls) - 1, call.arguments, call.id, call.name)]
         if self._reader.calls and not self._reader.is_cut_off:
             self.finish_reason = "tool_calls"
         rest = self._reader.finish()

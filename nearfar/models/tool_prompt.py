@@ -1,8 +1,9 @@
 """Tools and JSON shapes for models that know neither: a system prompt, a grammar, and a reader of what comes back.
 
 The prompt and its markers are those of the Hermes function-calling format, which many small models were trained on.
-The grammar is llguidance's dialect of Lark, which llama.cpp takes; it holds the model to a call that parses and fits
-the tool's schema. Knows nothing of llama.cpp itself.
+Calls are held by a grammar of ours, in GBNF: it takes no call that does not fit its tool's schema, and what the token
+limit cuts off is finished by it. An answer's JSON shape is llguidance's, in its dialect of Lark. Knows nothing of
+llama.cpp itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 from nearfar.errors import RequestError, UnsupportedOption
 from nearfar.types import Message, NamedTool, Query, ResponseFormat, ToolCall, ToolSpec
 
-from . import gbnf
+from . import gbnf, grammar
+from .grammar import ANY, Chars, Node, Repeated, Text, accepts, completed, ranges_of, sequence, without
+from .json_schema_grammar import SchemaRefused, schema_grammar
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
@@ -114,7 +118,8 @@ class Shape:
     """What holds the model to the query's tools and response format."""
 
     grammar: str | None = None  # None: it may write anything
-    schemas: tuple[tuple[str, str], ...] = ()  # the JSON Schemas inside, and the query's field that each came from
+    schemas: tuple[tuple[str, str], ...] = ()  # JSON Schemas for llguidance, and the query's field that each came from
+    call: Node | None = None  # the JSON of one call; None: none may be made
 
 
 def shape_of(query: Query) -> Shape:
@@ -123,7 +128,7 @@ def shape_of(query: Query) -> Shape:
     A model library may drop a grammar that it cannot compile, so try the schemas first; see `probe`.
 
     Raises:
-        RequestError: a schema is missing, a grammar is not GBNF, or `tool_choice` names no tool.
+        RequestError: a schema is missing or cannot be kept to, a grammar is not GBNF, or `tool_choice` names no tool.
         UnsupportedOption: a grammar and tools were asked for together.
     """
     form = query.response_format
@@ -138,22 +143,82 @@ def shape_of(query: Query) -> Shape:
         if not form.choices or not all(form.choices):
             raise RequestError("a choice needs texts to choose from, none of them empty", param="response_format")
         return Shape(gbnf.choice(form.choices))
-    answer = _answer_schema(form) if form else None
     if not tools:
+        answer = _answer_schema(form) if form else None
         if answer is None:
             return Shape()
         return Shape(f"{_HEADER}start: answer\nanswer: %json {answer}", ((answer, "response_format"),))
-    calls_schema = _guided(_call_schema(tools), strict=any(tool.strict for tool in tools))
-    schemas = ((calls_schema, "tools"),)
-    call = f'call: "{OPEN}\\n" json "\\n{CLOSE}"\njson: %json {calls_schema}'
-    calls = f'call ("\\n" call){{0,{MAX_PARALLEL_CALLS - 1}}}' if query.parallel_tool_calls else "call"
+    call = call_grammar(tools)
+    calls = _calls(call, query)
     if is_forced(query):
-        return Shape(f"{_HEADER}start: {calls}\n{call}", schemas)
-    if answer is not None:
-        start = f"start: answer | {calls}\nanswer: %json {answer}"
-        return Shape(f"{_HEADER}{start}\n{call}", (*schemas, (answer, "response_format")))
-    text = f"TEXT: /(?s:.+)/ & ~/(?s:.*{OPEN}.*)/"
-    return Shape(f"{_HEADER}start: TEXT | TEXT? {calls}\n{text}\n{call}", schemas)
+        return Shape(grammar.gbnf(calls), call=call)
+    if form and form.kind != "text":
+        return Shape(grammar.gbnf(grammar.either([_answer_node(form), calls])), call=call)
+    words = text_without_marker()
+    return Shape(grammar.gbnf(grammar.either([words, sequence(grammar.optional(words), calls)])), call=call)
+
+
+def call_grammar(tools: Sequence[ToolSpec]) -> Node:
+    """The JSON of one call of any of the tools, with arguments that fit.
+
+    Raises:
+        RequestError: a tool's schema cannot be kept to; the message says which and why.
+    """
+    return grammar.either(_one_call(tool.name, _dump(tool.parameters)) for tool in tools)
+
+
+@lru_cache(maxsize=1024)
+def _one_call(name: str, parameters: str) -> Node:
+    schema = json.loads(parameters) or {"type": "object", "properties": {}}
+    try:
+        arguments = schema_grammar(schema, is_object=True).node
+    except SchemaRefused as exc:
+        raise RequestError(f"no model can be held to the schema of the tool {name!r}: {exc}", param="tools") from exc
+    return sequence(f'{{"name": {_dump(name)}, "arguments": ', arguments, "}")
+
+
+def _marked(call: Node) -> Node:
+    return sequence(f"{OPEN}\n", call, f"\n{CLOSE}")
+
+
+def _calls(call: Node, query: Query) -> Node:
+    one = _marked(call)
+    if not query.parallel_tool_calls:
+        return one
+    return sequence(one, Repeated(sequence("\n", one), 0, MAX_PARALLEL_CALLS - 1))
+
+
+@cache
+def text_without_marker() -> Node:
+    """Any text, not empty, in which no call begins.
+
+    The marker's first character stands nowhere else in it, so a beginning of it is harmless before another beginning,
+    before a character that does not go on with it, and at the end.
+    """
+    first, rest = OPEN[0], OPEN[1:]
+    begun = Repeated(grammar.either(Text(OPEN[:length]) for length in range(1, len(OPEN))), 1, None)
+    broken = [
+        sequence(OPEN[: 1 + i], Chars(without(ANY.ranges, ranges_of((ord(c), ord(c)) for c in (first, following)))))
+        for i, following in enumerate(rest)
+    ]
+    plain = Chars(without(ANY.ranges, ((ord(first), ord(first)),)))
+    piece = grammar.either([plain, sequence(grammar.optional(begun), grammar.either(broken))])
+    return grammar.either([sequence(Repeated(piece, 1, None), grammar.optional(begun)), begun])
+
+
+def _answer_node(form: ResponseFormat) -> Node:
+    """The JSON that the answer may be where it is no call."""
+    schema: Any = {"type": "object"}
+    if form.kind == "json_schema":
+        if not isinstance(form.schema, Mapping):
+            raise RequestError("response_format 'json_schema' needs a schema object", param="response_format")
+        schema = form.schema
+    try:
+        return schema_grammar(schema).node
+    except SchemaRefused as exc:
+        if not form.strict:
+            return schema_grammar({"type": "object"}).node
+        raise RequestError(f"no model can be held to the JSON schema: {exc}", param="response_format") from exc
 
 
 def is_forced(query: Query) -> bool:
@@ -184,30 +249,6 @@ def _answer_schema(form: ResponseFormat) -> str | None:
     return _guided(_closed(form.schema), strict=bool(form.strict))
 
 
-def _call_schema(tools: Sequence[ToolSpec]) -> dict[str, Any]:
-    """A schema of one call to any of `tools`. Each tool's parameters become a definition, and their refs follow."""
-    definitions: dict[str, Any] = {}
-    calls: list[dict[str, Any]] = []
-    for i, tool in enumerate(tools):
-        where = f"#/$defs/tool{i}"
-        definitions[f"tool{i}"] = _moved(_parameters(tool), where)
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": {"$ref": where}},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    return {"anyOf": calls, "$defs": definitions}
-
-
-def _parameters(tool: ToolSpec) -> Mapping[str, Any]:
-    if not tool.parameters:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    return _closed(tool.parameters)
-
-
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """`schema` without undeclared properties at its top, where it leaves them open: a small model rambles in them."""
     open_ends = {"additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"}
@@ -216,19 +257,6 @@ def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     if properties is None or (open_ends | unions) & schema.keys() or set(schema.get("required", ())) - set(properties):
         return schema
     return {**schema, "additionalProperties": False}
-
-
-def _moved(schema: Any, where: str) -> Any:
-    """`schema` with its references to itself pointing below `where`."""
-    if isinstance(schema, Mapping):
-        return {
-            key: f"{where}{value[1:]}"
-            if key == "$ref" and isinstance(value, str) and value.startswith("#")
-            else _moved(value, where)
-            for key, value in schema.items()
-            if key not in ("$schema", "$id")
-        }
-    return [_moved(item, where) for item in schema] if isinstance(schema, list | tuple) else schema
 
 
 def _guided(schema: Mapping[str, Any], *, strict: bool) -> str:
@@ -251,11 +279,14 @@ class CallReader:
     """Splits what the model writes into text and calls, as it comes.
 
     Text is handed on at once, save for an end that may turn out to be the opening marker. A call is handed on when it
-    is whole; one that never gets whole (the token limit) is dropped, since broken arguments are worse than none.
+    is whole and in the grammar; one that never gets whole (the token limit) can be finished.
+
+    Args:
+        call: the grammar of a call's JSON.
     """
 
-    def __init__(self, tools: Sequence[ToolSpec]) -> None:
-        self._names = {tool.name for tool in tools}
+    def __init__(self, call: Node) -> None:
+        self._call = call
         self._held = ""
         self._is_inside = False
         self._is_after_call = False
@@ -297,6 +328,20 @@ class CallReader:
         """The text that was held back, once the model has ended."""
         return "" if self._is_inside else self._held
 
+    def finish_call(self) -> tuple[ToolCall, int]:
+        """The call that was begun, or has to be made, finished in the shortest way; and the characters that took.
+
+        Every beginning that the grammar lets through has such an end, so this is always a valid call.
+        """
+        begun = self._held if self._is_inside else self._held.removeprefix(OPEN)
+        is_marker = not self._is_inside and OPEN.startswith(begun)
+        text, taken = completed(sequence("\n", self._call, "\n"), "" if is_marker else begun)
+        call = self._parsed(text)
+        assert call is not None  # completed() gives a text of the grammar
+        self._held, self._is_inside = "", False
+        self.calls.append(call)
+        return call, len(text.strip()) - len(text[:taken].strip())
+
     def _take_call(self) -> ToolCall | None:
         """The call at the front of what is held, once its closing marker is there; a marker inside a string is not."""
         at = self._held.find(CLOSE)
@@ -311,11 +356,12 @@ class CallReader:
         return None
 
     def _parsed(self, text: str) -> ToolCall | None:
+        written = text.strip("\n")
         try:
-            value = json.loads(text)
+            value = json.loads(written)
         except ValueError:
             return None
-        if not isinstance(value, dict) or value.get("name") not in self._names or "arguments" not in value:
+        if not accepts(self._call, written):
             return None
         return ToolCall(f"call_{secrets.token_hex(12)}", value["name"], _dump(value["arguments"]))
 

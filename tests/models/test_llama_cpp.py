@@ -604,21 +604,21 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parameters=PARAMETERS, seed=st.integers(0, 99))
 def test_a_forced_call_fits_its_schema(shared: Shared, parameters: dict[str, Any], seed: int) -> None:
-    """Whatever the schema and however the dice fall; a number may have more digits than the answer tokens."""
+    """Whatever the schema, however the dice fall, and wherever the token limit does."""
     tool = ToolSpec("act", "Do something.", parameters)
     asked = replace(
-        query("Do it.", max_tokens=128, temperature=1.2, seed=seed), tools=(WEATHER, tool), tool_choice=NamedTool("act")
+        query("Do it.", max_tokens=8 + seed, temperature=1.2, seed=seed),
+        tools=(WEATHER, tool),
+        tool_choice=NamedTool("act"),
     )
 
     answer = asyncio.run(shared.open().complete(asked))
 
     assert answer.text == ""
-    if answer.finish_reason == "tool_calls":
-        (call,) = answer.tool_calls
-        assert call.name == "act"
-        assert valid(json.loads(call.arguments), parameters)
-    else:
-        assert (answer.finish_reason, answer.tool_calls) == ("length", ())
+    (call,) = answer.tool_calls
+    assert call.name == "act"
+    assert valid(json.loads(call.arguments), parameters)
+    assert answer.finish_reason == ("length" if answer.signals.get("finished_characters") else "tool_calls")
 
 
 # --- tools -----------------------------------------------------------------------------------------------------------
@@ -686,13 +686,18 @@ async def test_several_calls_need_to_be_allowed(model: LlamaCppModel) -> None:
     assert len({call.id for call in several.tool_calls}) == len(several.tool_calls)
 
 
-async def test_a_call_that_the_limit_cuts_off_is_dropped(model: LlamaCppModel) -> None:
-    """Broken arguments are worse than none; the finish reason says what happened."""
-    asked = replace(query(max_tokens=12), tools=(WEATHER,), tool_choice="required")
+@pytest.mark.parametrize("max_tokens", [1, 3, 12, 20])
+async def test_a_call_that_the_limit_cuts_off_is_finished(model: LlamaCppModel, max_tokens: int) -> None:
+    """It is valid; the finish reason and a signal say that not all of it is the model's."""
+    asked = replace(query(max_tokens=max_tokens, seed=1), tools=(WEATHER,), tool_choice="required")
 
-    answer = await model.complete(asked)
+    events, answer = await collect(model.stream(asked))
 
-    assert (answer.text, answer.tool_calls, answer.finish_reason) == ("", (), "length")
+    (call,) = answer.tool_calls
+    assert (answer.text, answer.finish_reason, call.name) == ("", "length", "get_weather")
+    assert isinstance(json.loads(call.arguments)["city"], str)
+    assert answer.signals["finished_characters"] > 0
+    assert [event.arguments for event in events if isinstance(event, ToolCallDelta)] == [call.arguments]
 
 
 async def test_a_call_has_logprobs(model: LlamaCppModel) -> None:

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nearfar.errors import RequestError, UnsupportedOption
-from nearfar.models.tool_prompt import CallReader, shape_of, template_messages
+from nearfar.models.grammar import accepts
+from nearfar.models.tool_prompt import CallReader, call_grammar, shape_of, template_messages, text_without_marker
 from nearfar.types import ContentPart, Message, NamedTool, Query, ResponseFormat, ToolCall, ToolSpec
 
 WEATHER = ToolSpec("get_weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
@@ -78,25 +79,49 @@ def test_a_grammar_beside_tools_is_refused_by_name() -> None:
     assert caught.value.param == "response_format"
 
 
-def test_references_inside_a_tools_schema_still_point_at_their_definitions() -> None:
-    """Each tool's schema is moved into a common one; a pointer that stayed behind would point at another tool's."""
-    tree = {
-        "type": "object",
-        "properties": {"child": {"$ref": "#"}, "kind": {"$ref": "#/$defs/Kind"}},
-        "$defs": {"Kind": {"enum": ["leaf"]}},
-    }
-    query = Query("Hi", tools=(WEATHER, ToolSpec("plant", "", tree)), tool_choice="required")
+def test_references_inside_a_tools_schema_point_at_its_own_definitions() -> None:
+    """Two tools may use one name for different things."""
+    trees = [
+        ToolSpec(
+            name,
+            "",
+            {
+                "type": "object",
+                "properties": {"child": {"$ref": "#"}, "kind": {"$ref": "#/$defs/Kind"}},
+                "$defs": {"Kind": {"enum": [kind]}},
+                "additionalProperties": False,
+            },
+        )
+        for name, kind in (("plant", "leaf"), ("house", "room"))
+    ]
+    call = call_grammar(trees)
 
-    schema = json.loads(shape_of(query).schemas[0][0])
+    assert accepts(call, '{"name": "plant", "arguments": {"child": {"kind": "leaf"}, "kind": "leaf"}}')
+    assert not accepts(call, '{"name": "plant", "arguments": {"kind": "room"}}')
+    assert accepts(call, '{"name": "house", "arguments": {"kind": "room"}}')
 
-    properties = schema["$defs"]["tool1"]["properties"]
-    assert properties["child"] == {"$ref": "#/$defs/tool1"}
-    assert properties["kind"] == {"$ref": "#/$defs/tool1/$defs/Kind"}
+
+def test_a_tool_that_no_grammar_can_say_is_refused_with_the_reason() -> None:
+    """Never a wider grammar."""
+    tool = ToolSpec("odd", "", {"type": "object", "properties": {"a": {"pattern": "(?=x)"}}, "required": ["a"]})
+
+    with pytest.raises(RequestError, match=r"'odd'.*looks ahead") as caught:
+        shape_of(Query("Hi", tools=(tool,)))
+
+    assert caught.value.param == "tools"
+
+
+@given(st.lists(st.sampled_from([*"<tol_c>é", "<tool", "tool_call>", "<tool_call>", "<tool_cal"]), max_size=8))
+def test_words_before_a_call_are_any_text_without_its_marker(pieces: list[str]) -> None:
+    """The grammar of a free answer takes no marker as text."""
+    text = "".join(pieces)
+
+    assert accepts(text_without_marker(), text) == (bool(text) and "<tool_call>" not in text)
 
 
 def read(pieces: list[str]) -> tuple[str, list[tuple[str, str]]]:
     """Text and calls, however the text is cut."""
-    reader = CallReader((WEATHER,))
+    reader = CallReader(call_grammar((WEATHER,)))
     text = ""
     for piece in pieces:
         text += reader.feed(piece)[0]
@@ -147,10 +172,28 @@ def test_a_closing_marker_inside_an_argument_does_not_end_the_call() -> None:
     assert calls == [("get_weather", arguments)]
 
 
-def test_a_call_that_was_cut_off_is_dropped() -> None:
-    """Half a call is neither text nor a call."""
-    reader = CallReader((WEATHER,))
+@given(st.integers(0, len(CALL) - 1))
+def test_a_call_that_was_cut_off_is_finished(length: int) -> None:
+    """Wherever the limit fell, what comes out fits, and begins as the model began it."""
+    reader = CallReader(call_grammar((WEATHER,)))
 
-    assert reader.feed(CALL[:-5]) == ("", [])
+    text, calls = reader.feed(CALL[:length])
+    finished, added = reader.finish_call()
+
+    assert (text, calls) == ("", [])
+    assert finished.name == "get_weather"
+    assert not reader.is_cut_off
+    assert added <= len('{"name": "get_weather", "arguments": {}}')
+    city = json.loads(finished.arguments).get("city", "")
+    assert "Rome".startswith(city)
     assert reader.finish() == ""
+
+
+def test_what_the_grammar_does_not_take_is_no_call() -> None:
+    """A library that lets something else through is not believed."""
+    reader = CallReader(call_grammar((WEATHER,)))
+
+    _, calls = reader.feed(CALL.replace('"Rome"', "12"))
+
+    assert calls == []
     assert reader.is_cut_off
