@@ -4,12 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Further options of pytest, for `make test`.
+OPTIONS ?=
+
 TESTED_BY := hypothesis pytest pytest-asyncio pytest-timeout
 
 export HF_HUB_OFFLINE ?= 1
 export NEARFAR_DATA   ?= ../shared/data
 
-.PHONY: help demo test check format vllm test-torch test-vllm soak bench bench-main docs wheel clean
+.PHONY: help demo test check format vllm test-torch test-triton test-vllm soak bench bench-main docs wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -18,8 +21,9 @@ demo: $(VENV)/.base ## answer a handful of questions on this machine, one from d
 	@$(BIN)/nearfar demo
 
 test: $(VENV)/.dev ## every behaviour, large counts reduced; what needs torch or vLLM where their environments are
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest -m "not soak" $(OPTIONS)
 	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization tests/serving/kernels || exit 1; done
+	@test ! -f .venv-triton/.quantize || .venv-triton/bin/pytest tests/serving/kernels
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a script writes
 	$(BIN)/ruff format --check .
@@ -36,6 +40,9 @@ vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs 
 test-torch: .venv-torch/.quantize ## the quantizer and its operation, with torch in an environment of its own (1 GB)
 	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels
 
+test-triton: .venv-triton/.quantize ## the GPU kernels with no GPU: Triton's interpreter, and what they compile to
+	.venv-triton/bin/pytest tests/serving/kernels
+
 test-vllm: .venv-vllm/.quantize ## nested weights inside the real vLLM
 	.venv-vllm/bin/pytest tests/serving/quantization tests/serving/kernels
 
@@ -43,6 +50,14 @@ test-vllm: .venv-vllm/.quantize ## nested weights inside the real vLLM
 	@test -d .venv-torch || $(PYTHON) -m venv .venv-torch
 	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[quantize]' $(TESTED_BY)
+	@touch $@
+
+# Triton 3.6 is what torch 2.11 brings; its interpreter fails with numpy 2.4.
+.venv-triton/.quantize: pyproject.toml
+	@test -d .venv-triton || $(PYTHON) -m venv .venv-triton
+	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check triton==3.6.0 'numpy<2.4' $(TESTED_BY)
+	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 .venv-vllm/.quantize: .venv-vllm/.done pyproject.toml
