@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Placement: TypeAlias = Literal["near", "far"]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
@@ -21,6 +23,39 @@ FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filte
 
 #: Name to number, read off a query or an answer. A missing signal is absent, never zero.
 Signals: TypeAlias = Mapping[str, float]
+
+_TEXT_ONLY: frozenset[Modality] = frozenset()
+
+
+def _quickly_made(cls: type[T]) -> type[T]:
+    """The frozen data class with an `__init__` that costs a third.
+
+    The generated one calls `object.__setattr__` for every field. This one makes the new object a plain twin of the
+    class while its fields are set, which the interpreter does at its fastest; for classes of many fields, of which
+    every query makes some.
+    """
+    known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
+    names: dict[str, Any] = {"_cls": cls, "_plain": type(cls.__name__, (), {"__slots__": tuple(known)})}
+    names |= {"_set": object.__setattr__, "_missing": MISSING}
+    parameters, lines = ["self"], ["_set(self, '__class__', _plain)"]
+    for name, each in known.items():
+        names[f"_{name}"] = each.default if each.default_factory is MISSING else each.default_factory
+        if each.default_factory is not MISSING:
+            parameters.append(f"{name}=_missing")
+            lines.append(f"self.{name} = _{name}() if {name} is _missing else {name}")
+        else:
+            parameters.append(name if each.default is MISSING else f"{name}=_{name}")
+            lines.append(f"self.{name} = {name}")
+    lines.append("self.__class__ = _cls")
+    if hasattr(cls, "__post_init__"):
+        lines.append("self.__post_init__()")
+    exec(f"def __init__({', '.join(parameters)}):\n    " + "\n    ".join(lines), names)  # noqa: S102  # the class's own
+    made = names["__init__"]
+    made.__annotations__ = cls.__init__.__annotations__
+    made.__qualname__ = f"{cls.__qualname__}.__init__"
+    made.__module__ = cls.__module__
+    cls.__init__ = made  # type: ignore[method-assign]
+    return cls
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -44,6 +79,7 @@ class ToolCall:
     arguments: str  # JSON text, as the model wrote it
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
@@ -66,7 +102,7 @@ class Message:
     def modalities(self) -> frozenset[Modality]:
         """What the message holds besides text."""
         if isinstance(self.content, str):
-            return frozenset()
+            return _TEXT_ONLY
         return frozenset(part.kind for part in self.content) - {"text"}
 
 
@@ -102,6 +138,7 @@ class ResponseFormat:
     choices: tuple[str, ...] = ()  # for choice: the texts that the answer may be; log-probabilities are among them
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """How to decode. None leaves the model's default."""
@@ -121,6 +158,7 @@ class SamplingOptions:
     extra: Mapping[str, Any] = field(default_factory=dict)  # wire fields that nearfar does not know
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class Query:
     """A request to answer, the same object from every door.
@@ -167,9 +205,10 @@ class Query:
     @property
     def modalities(self) -> frozenset[Modality]:
         """What the conversation holds besides text."""
-        found: frozenset[Modality] = frozenset()
+        found = _TEXT_ONLY
         for message in self.messages:
-            found |= message.modalities
+            if not isinstance(message.content, str):
+                found |= message.modalities
         return found
 
 
@@ -205,6 +244,7 @@ class Usage:
         )
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model, or a cascade of models, said."""
@@ -358,25 +398,30 @@ class ModelCard:
     def unmet(self, query: Query) -> dict[str, str]:
         """What `query` asks for and the model cannot do: the option at fault, and why in words."""
         unmet: dict[str, str] = {}
-        shape = query.response_format
+        shape, sampling = query.response_format, query.sampling
         if query.tools and not self.supports_tools:
             unmet["tools"] = "takes no tools"
-        if shape and shape.kind == "json_schema" and not self.supports_json_schema:
-            unmet["response_format"] = "cannot be held to a JSON schema"
-        takes_json = self.supports_json_schema if self.supports_json_object is None else self.supports_json_object
-        if shape and shape.kind == "json_object" and not takes_json:
-            unmet["response_format"] = "cannot be held to JSON without a schema"
-        if shape and shape.kind == "grammar" and not self.supports_grammar:
-            unmet["response_format"] = "cannot be held to a grammar"
-        if shape and shape.kind == "choice" and not self.supports_choice:
-            unmet["response_format"] = "cannot be held to one of several texts"
-        if query.sampling.logprobs and not self.supports_logprobs:
+        if shape is not None and (flaw := self._unmet_shape(shape)):
+            unmet["response_format"] = flaw
+        if sampling.logprobs and not self.supports_logprobs:
             unmet["logprobs"] = "gives no log-probabilities"
-        if not self.passes_extra:
-            unmet |= {name: f"does not know the option {name!r}" for name in query.sampling.extra}
+        if sampling.extra and not self.passes_extra:
+            unmet |= {name: f"does not know the option {name!r}" for name in sampling.extra}
         if missing := query.modalities - self.modalities:
             unmet["messages"] = f"takes no {' or '.join(sorted(missing))}"
         return unmet
+
+    def _unmet_shape(self, shape: ResponseFormat) -> str | None:
+        if shape.kind == "json_schema" and not self.supports_json_schema:
+            return "cannot be held to a JSON schema"
+        takes_json = self.supports_json_schema if self.supports_json_object is None else self.supports_json_object
+        if shape.kind == "json_object" and not takes_json:
+            return "cannot be held to JSON without a schema"
+        if shape.kind == "grammar" and not self.supports_grammar:
+            return "cannot be held to a grammar"
+        if shape.kind == "choice" and not self.supports_choice:
+            return "cannot be held to one of several texts"
+        return None
 
 
 #: Tokens that a chat template adds around a message (ChatML: 5) or a request, rounded up.
@@ -606,6 +651,7 @@ class Library(Protocol):
 # --- decisions -------------------------------------------------------------------------------------------------------
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A tier that was thought of, and what became of it before any call."""
@@ -635,6 +681,7 @@ class SignalCost:
     missing: str | None = None  # why there is no such signal; None: there is
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class Step:
     """One try of one tier."""
@@ -700,6 +747,7 @@ DecisionReason: TypeAlias = Literal[
 ]
 
 
+@_quickly_made
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Why a query ended where it did; one per query, written before the answer is complete."""

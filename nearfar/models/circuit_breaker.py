@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from types import TracebackType
 
 from nearfar.errors import CircuitOpen, ConfigError, UpstreamError, UpstreamRateLimited, UpstreamRejected
 from nearfar.types import Answer, ChatModel, Query, StreamEvent
@@ -55,7 +56,7 @@ class CircuitBroken(Wrapper):
         Raises:
             CircuitOpen: nothing was sent.
         """
-        with self._watched():
+        with _Watch(self):
             return await self.inner.complete(query)
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
@@ -64,7 +65,7 @@ class CircuitBroken(Wrapper):
         Raises:
             CircuitOpen: nothing was sent.
         """
-        with self._watched():
+        with _Watch(self):
             async with aclosing(self.inner.stream(query)) as events:
                 async for event in events:
                     yield event
@@ -83,28 +84,24 @@ class CircuitBroken(Wrapper):
             return "circuit half open, one call is finding out whether the model is back"
         return None
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Counts what becomes of one call."""
-        name = self.card.name
+    def _begin(self) -> bool:
+        """Lets one call begin, and says whether it is the probe."""
+        if self._opened_at is None:
+            return False
         if reason := self._open_reason():
+            name = self.card.name
             raise CircuitOpen(f"{name!r} gets no queries: {reason}. Check its server.", model=name, was_sent=False)
-        is_probe = self._opened_at is not None
-        self._is_probing |= is_probe
-        try:
-            yield
-        except UpstreamRejected:
+        self._is_probing = True
+        return True
+
+    def _end(self, exc: BaseException | None, *, is_probe: bool) -> None:
+        """Counts what became of one call."""
+        if exc is None or isinstance(exc, UpstreamRejected):
             self._succeeded(is_probe=is_probe)
-            raise
-        except UpstreamError as exc:
-            if not (isinstance(exc, UpstreamRateLimited) and exc.status is None):  # our own limit, not the server's
-                self._failed(is_probe=is_probe)
-            raise
-        else:
-            self._succeeded(is_probe=is_probe)
-        finally:
-            if is_probe:
-                self._is_probing = False
+        elif isinstance(exc, UpstreamError) and not (isinstance(exc, UpstreamRateLimited) and exc.status is None):
+            self._failed(is_probe=is_probe)  # a rate limit without a status is our own, not the server's
+        if is_probe:
+            self._is_probing = False
 
     def _succeeded(self, *, is_probe: bool) -> None:
         if is_probe or self._opened_at is None:  # a call from before the circuit opened says nothing about now
@@ -117,3 +114,21 @@ class CircuitBroken(Wrapper):
         self._failures += 1
         if is_probe or self._failures >= self._limit:
             self._opened_at = self._clock()
+
+
+class _Watch:
+    """Counts the call in its `with` block; a generator's context manager costs every call four times this."""
+
+    __slots__ = ("_breaker", "_is_probe")
+
+    def __init__(self, breaker: CircuitBroken) -> None:
+        self._breaker = breaker
+        self._is_probe = breaker._begin()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._breaker._end(exc, is_probe=self._is_probe)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from nearfar.errors import ConfigError, UpstreamTimeout
+from nearfar.time_limit import TimeLimit
 from nearfar.types import Answer, ChatModel, Query, StreamEnd, StreamEvent
 
 from .wrapper import Wrapper
@@ -33,13 +34,16 @@ class Deadline(Wrapper):
         Raises:
             UpstreamTimeout: not in time; the provider may charge for what it had done.
         """
+        limit = TimeLimit(self._seconds)
         try:
-            async with asyncio.timeout(self._seconds) as limit:
+            with limit:
                 return await self.inner.complete(query)
         except TimeoutError as exc:
-            if not limit.expired():
+            if not limit.has_passed:
                 raise
             raise self._late() from exc
+        finally:
+            limit.close()
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece.

@@ -176,9 +176,10 @@ class Exchange:
 
     async def read(self) -> bytes:
         """The whole body."""
+        content = self._response.content
         parts: list[bytes] = []
         num_bytes = 0
-        while part := await self._next():
+        while not content.at_eof() and (part := await self._next()):
             num_bytes += len(part)
             if num_bytes > MAX_BODY_BYTES:
                 raise self._client.errors.malformed(f"answered with more than {MAX_BODY_BYTES} bytes")

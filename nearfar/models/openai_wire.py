@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final, Literal
 from uuid import uuid4
 
@@ -189,9 +190,9 @@ class OpenAIWireModel:
         }
         if (max_tokens := self._card.output_bound(query)) is not None:
             body[self._max_tokens_field] = max_tokens
-        for option in _SAMPLING:
-            if (value := getattr(sampling, option)) is not None:
-                body[option] = value
+        body |= {
+            option: value for option, value in zip(_SAMPLING, _sampling_of(sampling), strict=True) if value is not None
+        }
         if sampling.stop:
             body["stop"] = sampling.stop
         if sampling.logprobs:
@@ -344,10 +345,18 @@ _SAMPLING: Final = (
 )
 
 
+_sampling_of = attrgetter(*_SAMPLING)
+
+#: Whose messages hold no calls and answer none.
+_PLAIN_ROLES: Final = frozenset({"system", "developer", "user"})
+
+
 def _message(message: Message, *, keeps_developer: bool) -> dict[str, Any]:
     role = message.role
     if role == "developer" and not keeps_developer:
         role = "system"
+    if role in _PLAIN_ROLES and isinstance(message.content, str) and not message.name and not message.extra:
+        return {"role": role, "content": message.content}  # nearly all
     content: str | list[Mapping[str, Any]]
     if isinstance(message.content, str):
         content = message.content
@@ -561,12 +570,18 @@ class _Assembly:
             and ("detail" in fields or fields.get("object") == b'"error"' or fields.get("type") == b'"error"')
         ):
             return False
-        _merge(self._extra, _others(fields, _KNOWN_IN_BODY))
+        if others := _others(fields, _KNOWN_IN_BODY):
+            _merge(self._extra, others)
         for choice in _LISTS.decode(fields["choices"]) if "choices" in fields else []:
-            _merge(self._extra, {"choice": _others(choice, _KNOWN_IN_CHOICE)})
+            if others := _others(choice, _KNOWN_IN_CHOICE):
+                _merge(self._extra, {"choice": others})
             message = choice.get("delta") or choice.get("message")
-            if message is not None and message != b"null":
-                _merge(self._extra, {"message": _others(_OBJECTS.decode(message), _KNOWN_IN_MESSAGE)})
+            if (
+                message is not None
+                and message != b"null"
+                and (others := _others(_OBJECTS.decode(message), _KNOWN_IN_MESSAGE))
+            ):
+                _merge(self._extra, {"message": others})
         return True
 
     def answer(self, card: ModelCard, latency_s: float) -> Answer:

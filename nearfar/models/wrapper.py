@@ -12,11 +12,7 @@ class Wrapper:
 
     def __init__(self, inner: ChatModel) -> None:
         self.inner = inner
-
-    @property
-    def card(self) -> ModelCard:
-        """The inner model's."""
-        return self.inner.card
+        self.card: ModelCard = inner.card  # what a model can do is declared once
 
     async def complete(self, query: Query) -> Answer:
         """The inner model's answer."""

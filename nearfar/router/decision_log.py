@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -218,7 +219,7 @@ class SqliteDecisionLog:
                 failure = exc
         for start in range(0, len(rows), _ROWS_PER_INSERT):
             part = rows[start : start + _ROWS_PER_INSERT]
-            connection.execute(_insert(len(part)), [value for row in part for value in row])
+            connection.execute(_insert(len(part)), list(chain.from_iterable(part)))
         if failure is not None:
             self._store.submit(_raising(failure))
 

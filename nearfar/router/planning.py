@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf, isfinite
+from operator import attrgetter
 
 from nearfar.errors import RequestError
-from nearfar.types import FREE, Candidate, ModelCard, NamedTool, Query, Routing, Usage, prompt_token_bound
+from nearfar.types import (
+    FREE,
+    Candidate,
+    ModelCard,
+    NamedTool,
+    Query,
+    Routing,
+    Usage,
+    prompt_token_bound,
+)
 
 from .cascade import Cascade, Tier
 
@@ -33,8 +43,13 @@ class Plan:
 
 
 def plan(query: Query, cascade: Cascade) -> Plan:
+    """The plan of a query whose tiers are `cascade`'s."""
+    return Plan(cascade.name, candidates_of(query, cascade))
+
+
+def candidates_of(query: Query, cascade: Cascade) -> tuple[Candidate, ...]:
     """The cascade's tiers with a verdict on each."""
-    return Plan(cascade.name, tuple(_judge(query, tier) for tier in cascade.tiers))
+    return tuple([_judge(query, tier) for tier in cascade.tiers])
 
 
 def _judge(query: Query, tier: Tier) -> Candidate:
@@ -96,16 +111,22 @@ def check(query: Query) -> None:
     Raises:
         RequestError: with `param` naming the field at fault.
     """
-    for objection, param in _contradictions(query):
-        raise RequestError(objection, param=param)
+    messages, sampling = query.messages, query.sampling
+    if not messages:
+        raise RequestError("The query has no messages; give at least one.", param="messages")
+    if not any(message.text.strip() or message.modalities or message.tool_calls for message in messages):
+        raise RequestError("The prompt is empty; give some text.", param="messages")
+    if query.budget_usd is not None or query.deadline_s is not None:
+        _check_ranges((query.budget_usd, query.deadline_s), _QUERY_RANGES)
+    if query.deadline_s == 0:
+        raise RequestError("deadline_s must be more than 0.", param="deadline_s")
+    _check_ranges(_numbers_of(sampling), _SAMPLING_RANGES)
+    if query.tools or query.tool_choice is not None or sampling.top_logprobs is not None:
+        for objection, param in _contradictions(query):
+            raise RequestError(objection, param=param)
 
 
 def _contradictions(query: Query) -> Iterator[tuple[str, str]]:
-    if not query.messages:
-        yield "The query has no messages; give at least one.", "messages"
-    elif not any(message.text.strip() or message.modalities or message.tool_calls for message in query.messages):
-        yield "The prompt is empty; give some text.", "messages"
-    yield from _bad_numbers(query)
     names = {tool.name for tool in query.tools} if query.tools else frozenset()
     if len(names) < len(query.tools):
         yield "Two tools have the same name; give each its own.", "tools"
@@ -127,14 +148,11 @@ _SAMPLING_RANGES = (
     ("presence_penalty", -2, 2),
     ("frequency_penalty", -2, 2),
 )
+_numbers_of = attrgetter(*(name for name, _, _ in _SAMPLING_RANGES))
 
 
-def _bad_numbers(query: Query) -> Iterator[tuple[str, str]]:
-    for options, ranges in ((query, _QUERY_RANGES), (query.sampling, _SAMPLING_RANGES)):
-        for name, low, high in ranges:
-            value = getattr(options, name)
-            if value is not None and not (isfinite(value) and low <= value <= high):
-                allowed = f"at least {low}" if high == inf else f"in [{low}, {high}]"
-                yield f"{name} must be {allowed}, not {value!r}.", name
-    if query.deadline_s == 0:
-        yield "deadline_s must be more than 0.", "deadline_s"
+def _check_ranges(values: tuple[float | None, ...], ranges: tuple[tuple[str, float, float], ...]) -> None:
+    for value, (name, low, high) in zip(values, ranges, strict=True):
+        if value is not None and not (low <= value <= high and isfinite(value)):
+            allowed = f"at least {low}" if high == inf else f"in [{low}, {high}]"
+            raise RequestError(f"{name} must be {allowed}, not {value!r}.", param=name)

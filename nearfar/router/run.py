@@ -26,6 +26,7 @@ from nearfar.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from nearfar.time_limit import TimeLimit
 from nearfar.types import (
     Answer,
     Candidate,
@@ -51,10 +52,9 @@ from nearfar.types import (
 )
 
 from .cascade import Cascade, Chooser, Guide, Onward, Tier, continuation, handed_on, rewritten, with_draft
-from .planning import plan, within_budget
+from .planning import candidates_of, within_budget
 from .sampled_signals import Probed, probe_all
 from .signals import TOP_LOGPROBS, answer_signals, logprob_signals
-from .time_limit import TimeLimit
 
 #: What the system says when it abstains.
 ABSTENTION = "I don't know."
@@ -77,7 +77,7 @@ class _Try:
         return event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Judgement:
     verdict: Verdict
     reason: str  # in words
@@ -105,6 +105,19 @@ class Run:
         journal: gets exactly one decision.
     """
 
+    _candidates: tuple[Candidate, ...] = ()
+    _best: Answer | None = None  # of the latest tier that answered
+    _unfinished: Tier | None = None  # deferred on its prefix, so there is no whole answer to fall back on
+    _current: _Try | None = None
+    _stopped_by: DecisionReason | None = None
+    _error: NearfarError | None = None
+    _is_recorded = False
+    _routing: Routing | None = None
+    _finals: frozenset[str] = frozenset()  # tiers that are the best of those left, though not the last of them
+    _fallbacks: frozenset[str] = frozenset()  # tiers that a routing passed over, in case that the others fail
+    _handed_on: str | None = None  # the tier that goes on with the latest answer
+    _hops = 0  # handovers so far
+
     def __init__(self, cascade: Cascade, query: Query, *, door: str, is_named: bool, journal: Journal) -> None:
         self._journal = journal
         self._is_named = is_named
@@ -115,23 +128,11 @@ class Run:
         self._created_at = time.time()
         self._started = time.perf_counter()
         self._deadline = None if query.deadline_s is None else self._started + query.deadline_s
-        self._candidates: tuple[Candidate, ...] = ()
         self._latency_s: dict[str, float] = {}
         self._steps: list[Step] = []
         self._departures: list[Departure] = []
-        self._best: Answer | None = None  # of the latest tier that answered
-        self._unfinished: Tier | None = None  # deferred on its prefix, so there is no whole answer to fall back on
-        self._current: _Try | None = None
-        self._stopped_by: DecisionReason | None = None
-        self._error: NearfarError | None = None
-        self._is_recorded = False
-        self._routing: Routing | None = None
-        self._finals: frozenset[str] = frozenset()  # tiers that are the best of those left, though not the last of them
-        self._fallbacks: frozenset[str] = frozenset()  # tiers that a routing passed over, in case that the others fail
         self._queue: list[Tier] = []  # the tiers in order; a guide may change those to come
         self._eligible: list[Tier] = []  # the tiers that a guide may name
-        self._handed_on: str | None = None  # the tier that goes on with the latest answer
-        self._hops = 0  # handovers so far
 
     async def answer(self) -> Answer:
         """The whole answer; the decision is written before it is given."""
@@ -186,9 +187,9 @@ class Run:
             raise
 
     def _plan(self) -> list[Tier]:
-        self._candidates = plan(self._query, self._cascade).candidates
+        self._candidates = candidates_of(self._query, self._cascade)
         tiers = [tier for tier, c in zip(self._cascade.tiers, self._candidates, strict=True) if c.is_eligible]
-        if self._cascade.chooser is None and not self._query.wants_signals:
+        if len(tiers) > 1 and self._cascade.chooser is None and not self._query.wants_signals:
             tiers = self._useful_first(tiers)
         self._latency_s["plan"] = time.perf_counter() - self._started
         return tiers

@@ -33,7 +33,18 @@ from . import chat, outcomes, responses
 from .keys import KeyRing, scrub
 from .metrics import CONTENT_TYPE, Metrics
 from .problems import Problem, internal, invalid, out_of_time, overloaded, problem_of, refusal, unauthorized
-from .replies import JSON, Receive, Scope, Send, decision_headers, read_body, send_problem, send_reply
+from .replies import (
+    JSON,
+    WHOLE,
+    Receive,
+    Scope,
+    Send,
+    decision_headers,
+    read_body,
+    send_answer,
+    send_problem,
+    send_reply,
+)
 from .settings import GatewaySettings
 from .streams import CancelWhenGone, EventStream, FlushedBeforeWaiting
 
@@ -44,6 +55,7 @@ _logger = logging.getLogger("nearfar.gateway")
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _MODELS = "/v1/models/"
+_NOTHING: Mapping[str, Any] = {}
 
 #: How long past its deadline a stream may live whose client does not read what is sent.
 _DEADLINE_GRACE_S = 5.0
@@ -214,7 +226,7 @@ class Gateway:
             try:
                 if call.stream:
                     return await self._stream(call, wire, started, send)
-                return await self._complete(call, wire, started, send)
+                return await self._complete(call, wire, started, send, scope)
             except NearfarError as exc:
                 return self._failure(exc, call, wire, started)
             except Exception as exc:
@@ -224,14 +236,15 @@ class Gateway:
             self._metrics.count(call.query.model, None, "cancelled", time.perf_counter() - started)
         return None
 
-    async def _complete(self, call: Call, wire: _Wire, started: float, send: Send) -> Problem | None:
+    async def _complete(self, call: Call, wire: _Wire, started: float, send: Send, scope: Scope) -> Problem | None:
         answer = await self._router.answer(call.query, door="http")
         decision = _decision_of(answer)
         self._metrics.count_decision(decision, time.perf_counter() - started)
         if decision.status == "refused":
             return refusal(decision, wire.param_names)
         body = call.reply(answer, decision, int(decision.created_at))
-        await send_reply(send, 200, [JSON, *decision_headers(decision)], body)
+        send_whole = None if self._settings.allow_origins else scope.get("extensions", _NOTHING).get(WHOLE)
+        await send_answer(send, send_whole, decision, body)
         return None
 
     async def _stream(self, call: Call, wire: _Wire, started: float, send: Send) -> Problem | None:

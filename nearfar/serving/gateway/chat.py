@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -296,18 +296,20 @@ def _format(wanted: _ResponseFormat | None) -> ResponseFormat | None:
 
 
 def _sampling(request: _ChatRequest, extra: Mapping[str, Any]) -> SamplingOptions:
-    bounds = {bound for bound in (request.max_tokens, request.max_completion_tokens) if bound is not None}
-    if len(bounds) > 1:
+    bound, other = request.max_completion_tokens, request.max_tokens
+    if bound is None:
+        bound = other
+    elif other not in (None, bound):
         raise RequestError("`max_tokens` and `max_completion_tokens` differ; give one.", param="max_tokens")
     stop = request.stop
     return SamplingOptions(
-        max_tokens=bounds.pop() if bounds else None,
+        max_tokens=bound,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
         min_p=request.min_p,
         seed=request.seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=request.logit_bias,
@@ -375,12 +377,15 @@ class Others:
     choice: Mapping[str, Any]
 
     @classmethod
-    def of(cls, answer: Answer) -> Self:
+    def of(cls, answer: Answer) -> Others:
         """Those of `answer`."""
         if not answer.extra:
-            return cls({}, {}, {})
+            return _NO_OTHERS
         body = {key: value for key, value in answer.extra.items() if key not in {"message", "choice"}}
         return cls(body, answer.extra.get("message", {}), answer.extra.get("choice", {}))
+
+
+_NO_OTHERS = Others({}, {}, {})
 
 
 def nearfar_field(decision: Decision) -> dict[str, Any]:

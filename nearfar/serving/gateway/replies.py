@@ -19,6 +19,11 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
 
+#: The extension of our server's scope that sends a whole reply at once: status, header lines and body; it says whether
+#: it did.
+WHOLE = "nearfar.whole"
+SendWhole: TypeAlias = Callable[[int, bytes, bytes], bool]
+
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes | Problem | None:
     """The request's body; a problem where it is longer than `limit` bytes, None where the client went away."""
@@ -68,6 +73,13 @@ async def send_problem(send: Send, problem: Problem) -> None:
     if problem.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if problem.should_retry else b"false"))
     await send_reply(send, problem.status, headers, problem.body())
+
+
+async def send_answer(send: Send, send_whole: SendWhole | None, decision: Decision, body: bytes) -> None:
+    """Sends an answer as JSON, at once where the server can."""
+    headers = [JSON, *decision_headers(decision)]
+    if send_whole is None or not send_whole(200, b"".join([b"%b: %b\r\n" % header for header in headers]), body):
+        await send_reply(send, 200, headers, body)
 
 
 def id_headers(decision_id: str) -> Headers:

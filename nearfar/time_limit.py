@@ -13,12 +13,15 @@ class TimeLimit:
 
     Args:
         seconds: from now; None: no limit.
+
+    Attributes:
+        has_passed: whether the time is up.
     """
 
-    __slots__ = ("_before", "_has_passed", "_task", "_timer")
+    __slots__ = ("_before", "_task", "_timer", "has_passed")
 
     def __init__(self, seconds: float | None) -> None:
-        self._has_passed = False
+        self.has_passed = False
         self._task: asyncio.Task[object] | None = None
         self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._pass)
 
@@ -27,7 +30,7 @@ class TimeLimit:
         Raises:
             TimeoutError: the time was up before.
         """
-        if self._has_passed:
+        if self.has_passed:
             raise TimeoutError
         task = self._task = asyncio.current_task()
         self._before = task.cancelling() if task is not None else 0
@@ -36,7 +39,7 @@ class TimeLimit:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if not self._has_passed or kind is not asyncio.CancelledError or task is None:
+        if not self.has_passed or kind is not asyncio.CancelledError or task is None:
             return
         if task.uncancel() <= self._before:  # else somebody else has cancelled it too
             raise TimeoutError from None
@@ -47,6 +50,6 @@ class TimeLimit:
             self._timer.cancel()
 
     def _pass(self) -> None:
-        self._has_passed = True
+        self.has_passed = True
         if self._task is not None:
             self._task.cancel()
