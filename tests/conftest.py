@@ -2,6 +2,9 @@
 
 `--results FILE` writes what ran and how it ended, with what the tests recorded of themselves: `make soak` commits it.
 What is in the file of tests that did not run stays there, with its own time and commit.
+
+`--must-run WORD` fails the run where a test was skipped for a reason that holds the word: CI installs what needs root,
+and nothing that needs it may be skipped there.
 """
 
 import json
@@ -22,8 +25,11 @@ settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--results`."""
+    """Adds `--results` and `--must-run`."""
     parser.addoption("--results", metavar="FILE", help="write the outcomes as JSON")
+    parser.addoption(
+        "--must-run", metavar="WORD", action="append", default=[], help="fail where a skip's reason holds this word"
+    )
 
 
 class Results:
@@ -60,7 +66,41 @@ class Results:
         self.path.write_text(json.dumps(page, indent=1) + "\n")
 
 
+class MustRun:
+    """Fails the run where what had to run was skipped."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self.missed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notes a skip that may not be."""
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Notes a whole file's skip that may not be."""
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+        if any(word.lower() in reason.lower() for word in self.words):
+            self.missed.append(f"{report.nodeid}: {reason}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turns such a skip into a failure."""
+        if self.missed and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Says what was missed."""
+        for line in self.missed:
+            terminalreporter.write_line(f"skipped, but had to run: {line}", red=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the collector where a file is named."""
+    """Registers the collectors that are asked for."""
+    if words := config.getoption("--must-run"):
+        config.pluginmanager.register(MustRun(words))
     if path := config.getoption("--results"):
         config.pluginmanager.register(Results(Path(path)))

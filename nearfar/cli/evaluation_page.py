@@ -15,7 +15,8 @@ _OURS = "#1a56db"
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1c1e21}
-table{border-collapse:collapse;width:100%}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid #ddd}
+div{overflow-x:auto}table{border-collapse:collapse;width:100%}
+th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid #ddd}
 th:first-child,td:first-child{text-align:left}tr.ours{font-weight:600}p.big{font-size:1.25rem}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#444}footer{color:#666;font-size:.9rem}
 """
@@ -119,7 +120,7 @@ def _table(report: RoutingReport) -> str:
         kind = ' class="ours"' if figures is report.figures else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     heads = "".join(f"<th>{head}</th>" for head in ("", "APGR", "95 %", "CPT50", "CPT80", "AUDC", "AIQ"))
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<div><table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _matched(report: RoutingReport) -> str:
@@ -129,7 +130,7 @@ def _matched(report: RoutingReport) -> str:
         for each in report.figures.matched
     )
     heads = "<th></th><th>mean cost per question</th><th>spared against always asking the better model</th>"
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<div><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _number(value: float, form: str) -> str:
