@@ -105,6 +105,13 @@ def quantize(
         raise ConfigError(f"{exc}.") from exc
     source = Checkpoint.open(model)
     blocks = Blocks.open(model, source)
+    if not blocks.linears():
+        kinds = sorted(
+            {type(part).__name__ for part in blocks.block.modules() if any(True for _ in part.parameters(False))}
+        )
+        raise ConfigError(
+            f"{str(model)!r} has no linear layers in its blocks, but {', '.join(kinds)}; planes hold linear ones alone."
+        )
     group_size = options.group_size or default_group_size(blocks)
     state = _state(model, source, calibration, options, group_size)
     _begin(out, state)
@@ -182,7 +189,7 @@ class Blocks:
         if not depth or len(set(kinds)) > 1:
             raise ConfigError(f"{str(model)!r} is not a stack of blocks that are alike; it cannot be quantized here.")
         config.num_hidden_layers = 1
-        if kinds:
+        if len(getattr(config, "layer_types", None) or []) > 1:  # some configs make it of the number of layers
             config.layer_types = kinds[:1]
         shell = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         stacks = [(name, part) for name, part in shell.named_modules() if isinstance(part, nn.ModuleList)]
@@ -214,10 +221,19 @@ class Blocks:
         """Puts a block's weights into the shell.
 
         Raises:
+            ConfigError: they are stored in another form than transformers runs them.
             DataError: they are not those of such a block.
         """
         start = f"{self.prefix}.{number}."
         weights = {name: self.source.tensor(start + name).float() for name in self.names(number)}
+        lacking = sorted({name for name, _ in self.block.named_parameters()} - set(weights))
+        if lacking:
+            strange = sorted(set(weights) - set(self.block.state_dict()))
+            instead = f", but {start + strange[0]!r}" if strange else ""
+            raise ConfigError(
+                f"The model has no {start + lacking[0]!r}{instead}: layers that are stored in another form than "
+                "transformers runs them, such as mixtures of experts, cannot be quantized here."
+            )
         try:
             self.block.load_state_dict(weights)
         except RuntimeError as exc:

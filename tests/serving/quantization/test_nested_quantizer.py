@@ -254,6 +254,47 @@ def test_a_folder_that_cannot_be_used_is_named(model, tmp_path, damage, error, m
         quantize(folder, tmp_path / "out", options=OPTIONS)
 
 
+def test_layers_that_are_not_linear_stay_as_they_are_and_are_named(tmp_path):
+    """A convolution beside linear layers, and tensors of no layer."""
+    config = transformers.MambaConfig(
+        vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2, intermediate_size=64, time_step_rank=8
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+
+    made = quantize(tmp_path / "model", tmp_path / "out", options=Options(group_size=32))
+
+    checkpoint = NestedCheckpoint.open(tmp_path / "out")
+    original = load_file(tmp_path / "model" / "model.safetensors")
+    assert "backbone.layers.1.mixer.in_proj" in checkpoint.config.columns
+    kept = {"backbone.layers.1.mixer.conv1d.weight", "backbone.layers.1.mixer.A_log"}
+    assert kept <= set(made.kept)
+    assert all(torch.equal(checkpoint.tensors.tensor(name), original[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}, "no linear layers .*Conv1D"),
+        (
+            "Qwen3Moe",
+            {"hidden_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2, "num_experts": 4},
+            "no 'model.layers.0.mlp.experts.down_proj', but 'model.layers.0.mlp.experts.0.down_proj.weight'",
+        ),
+    ],
+)
+def test_a_model_that_planes_cannot_hold_is_refused(tmp_path, kind, options, message):
+    """With the layers at fault."""
+    config = getattr(transformers, f"{kind}Config")(vocab_size=64, **options)
+    getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).save_pretrained(
+        tmp_path / "model"
+    )
+
+    with pytest.raises(ConfigError, match=message):
+        quantize(tmp_path / "model", tmp_path / "out", options=OPTIONS)
+
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("config.json"))
+
+
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
