@@ -454,8 +454,35 @@ class PythonToolsSettings(_ToolsSettings):
     reads_only: bool = False  # it changes nothing and reaches nobody
 
 
+class OpenApiToolsSettings(_ToolsSettings):
+    """The operations of an OpenAPI document."""
+
+    kind: Literal["openapi"]
+    document: str  # a file beside this one, or a URL
+    base_url: str | None = None  # None: the document's first server
+    secrets: dict[str, SecretStr] = Field(default_factory=dict)  # by the document's security schemes
+    allows_private: bool = False  # addresses that are not public may be reached
+    trusted: bool = False  # you vouch that GET only reads
+    prefix: str = ""  # before its tools' names
+
+
+class CodeToolsSettings(_ToolsSettings):
+    """Python that a role writes, run in a sandbox."""
+
+    kind: Literal["code"]
+    sandbox: Literal["monty", "bubblewrap"] = "monty"
+    seconds: PositiveFloat = 2.0
+    memory_mib: PositiveInt = 64
+
+
 ToolsSettings: TypeAlias = (
-    FilesToolsSettings | CalculatorToolsSettings | DocumentsToolsSettings | McpToolsSettings | PythonToolsSettings
+    FilesToolsSettings
+    | CalculatorToolsSettings
+    | DocumentsToolsSettings
+    | McpToolsSettings
+    | PythonToolsSettings
+    | OpenApiToolsSettings
+    | CodeToolsSettings
 )
 _TOOLS_KINDS: Mapping[str, type[ToolsSettings]] = {
     "files": FilesToolsSettings,
@@ -463,6 +490,8 @@ _TOOLS_KINDS: Mapping[str, type[ToolsSettings]] = {
     "documents": DocumentsToolsSettings,
     "mcp": McpToolsSettings,
     "python": PythonToolsSettings,
+    "openapi": OpenApiToolsSettings,
+    "code": CodeToolsSettings,
 }
 
 
@@ -608,6 +637,8 @@ class Settings:
             for tools in agent.tools.values():
                 if isinstance(tools, McpToolsSettings):
                     found += [*tools.env.values(), *tools.headers.values()]
+                elif isinstance(tools, OpenApiToolsSettings):
+                    found += tools.secrets.values()
         for model in self.models.values():
             if isinstance(model, OpenAISettings):
                 found.extend(model.headers.values())
@@ -803,6 +834,9 @@ class _Loader:
         values = {**table, "kind": kind}
         if isinstance(values.get("folder"), str):
             values["folder"] = self._resolve(values["folder"])
+        document = values.get("document")
+        if isinstance(document, str) and not document.startswith(("http://", "https://")):
+            values["document"] = str(self._resolve(document))
         tools = self._validate(cls, values, where)
         if isinstance(tools, McpToolsSettings) and bool(tools.command) == bool(tools.url):
             raise self._error(f"{where} needs either command, a program to start, or url", where.rpartition(".")[2])

@@ -17,6 +17,7 @@ from nearfar.config import (
     AnthropicSettings,
     CalculatorToolsSettings,
     CascadeSettings,
+    CodeToolsSettings,
     DocumentsToolsSettings,
     FilesToolsSettings,
     LlamaCppEmbedderSettings,
@@ -26,6 +27,7 @@ from nearfar.config import (
     MonitorSettings,
     OpenAIEmbedderSettings,
     OpenAISettings,
+    OpenApiToolsSettings,
     PythonSettings,
     PythonToolsSettings,
     ReplaySettings,
@@ -992,6 +994,24 @@ def _tool_source(wired: Wired, name: str, tools: ToolsSettings) -> ToolSource:
             headers = {key: value.get_secret_value() for key, value in tools.headers.items()}
             server = StdioServer(tools.command, env) if tools.url is None else HttpServer(tools.url, headers)
             return McpSource(name, server, prefix=tools.prefix, trusts_hints=tools.trusted)
+        case OpenApiToolsSettings():
+            from nearfar.agents.openapi_source import OpenApiSource
+
+            return OpenApiSource(
+                name,
+                tools.document,
+                base_url=tools.base_url,
+                secrets={scheme: value.get_secret_value() for scheme, value in tools.secrets.items()},
+                allows_private=tools.allows_private,
+                prefix=tools.prefix,
+                trusts_hints=tools.trusted,
+            )
+        case CodeToolsSettings():
+            from nearfar.agents.code_tool import CodeSource, CodeTool, find_runner
+            from nearfar.agents.types import CodeLimits
+
+            limits = CodeLimits(seconds=tools.seconds, memory_bytes=tools.memory_mib * 2**20)
+            return CodeSource(name, CodeTool(find_runner(tools.sandbox, limits=limits)))
         case PythonToolsSettings():
             from nearfar.agents.types import ToolHints
             from nearfar.models.python_model import load_callable
