@@ -16,6 +16,7 @@ import typer
 from nearfar.errors import RequestError
 
 from . import options as opt
+from .agent_evaluate import evaluate
 from .console import complain, escape, printable, remark, seconds, table, usd, write, write_json
 from .run import DONE, FAILED, INTERRUPTED
 
@@ -33,6 +34,7 @@ DEFAULT = "default"
 app = typer.Typer(
     help="Have tasks done with tools: planned, called, answered; stopped and resumed.", no_args_is_help=True
 )
+app.command("evaluate")(evaluate)
 
 AgentOption = Annotated[
     str | None,
