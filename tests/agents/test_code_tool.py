@@ -106,6 +106,7 @@ async def test_config_names_sandbox_and_documents(tmp_path):
 [models.m]
 kind = "replay"
 table = "table.jsonl"
+model = "m"
 placement = "near"
 [data]
 dir = "data"
