@@ -86,7 +86,9 @@ class ErrorTranslator:
                 )
             case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
                 return UpstreamUnavailable(
-                    f"{who}: TLS failed ({why}). Check its url and certificate.", model=model, was_sent=False
+                    f"{who}: TLS failed ({why}). Check its url; name a private authority in SSL_CERT_FILE.",
+                    model=model,
+                    was_sent=False,
                 )
             case aiohttp.ClientConnectorError():
                 return UpstreamUnavailable(
