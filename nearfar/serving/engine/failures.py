@@ -20,6 +20,11 @@ class Failure:
 #: In order: the first pattern that the log holds explains it. Checked against the logs of vLLM 0.32.
 _PATTERNS: tuple[tuple[str, str, bool], ...] = (
     (
+        r"No module named '?nearfar\b|(?:Unknown|Invalid) quantization method[^\n]*nearfar_nested",
+        "nearfar is not in vLLM's environment, which nested weights need. Run there: pip install --no-deps nearfar",
+        False,
+    ),
+    (
         r"No module named '?(?P<what>[\w.]+)|cannot import name '(?P<name>\w+)'",
         "a Python package is missing or does not fit ({what}). Install vLLM's dependencies: docs/engine.md",
         False,
