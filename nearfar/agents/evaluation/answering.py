@@ -9,6 +9,7 @@ from nearfar.agents.types import Agent, Responder
 from nearfar.types import Answer, Message, Query, SamplingOptions, ToolSpec
 
 from .answers import Recorded
+from .asking import ask
 from .benchmarks import CallItem, QuestionItem
 from .bfcl import BfclItem
 from .plain_caller import plain_messages
@@ -45,7 +46,7 @@ def plain(responder: Responder, model: str) -> Answering:
             passages = "".join(f"{title}: {text}\n\n" for title, text in item.passages)
             messages = (Message("user", _QUESTION.format(passages=passages, text=item.text)),)
         sampling = SamplingOptions(temperature=0.0, max_tokens=_MOST_TOKENS)
-        said = await responder.answer(Query(messages, model=model, sampling=sampling, uses_memory=False))
+        said = await ask(responder, Query(messages, model=model, sampling=sampling, uses_memory=False))
         return Recorded(said.text, said.text.strip(), _tokens(said), 1)
 
     return answer

@@ -15,6 +15,7 @@ from typing import Any
 from nearfar.agents.types import Responder
 from nearfar.types import Answer, Embedder, Message, Query, ResponseFormat, SamplingOptions, ToolSpec
 
+from .asking import ask
 from .bfcl import BfclItem
 from .bfcl_tools import arguments_for_checker, tool_spec
 from .call_text import Call
@@ -164,7 +165,7 @@ class StructuredCaller:
             sampling=SamplingOptions(temperature=0.0, max_tokens=_MOST_TOKENS, logprobs=True),
             uses_memory=False,
         )
-        return await self._responder.answer(query)
+        return await ask(self._responder, query)
 
 
 def _read(text: str) -> dict[str, Any]:
