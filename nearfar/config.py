@@ -498,7 +498,7 @@ _TOOLS_KINDS: Mapping[str, type[ToolsSettings]] = {
 class AgentSettings(_Section):
     """Roles, tools and limits of one agent; docs/agents.md."""
 
-    kind: Literal["alpha-umi", "rewoo", "self-ask", "conductor"] = "alpha-umi"
+    kind: Literal["alpha-umi", "rewoo"] = "alpha-umi"
     model: str = AUTO  # of roles that name none
     roles: dict[str, RoleSettings] = Field(default_factory=dict)
     tools: dict[str, ToolsSettings] = Field(default_factory=dict)
@@ -507,7 +507,8 @@ class AgentSettings(_Section):
     secrets: dict[str, dict[str, str]] = Field(default_factory=dict)  # tool → argument → "secret:VARIABLE"
     max_tools: PositiveInt = 8  # shown to a role, the fitting ones
     examples: Path | None = None  # JSONL of tasks done well, shown to every role
-    thinks_first: bool = False  # the planner's rationale comes before its decision
+    num_examples: int = Field(3, ge=0, le=50)  # of them, those most like the task
+    rationale: Literal["steps", "words"] = "steps"  # of the planner: the calls to come, or its reasons
     steps: PositiveInt = 12
     seconds: PositiveFloat = 120.0
     tokens: PositiveInt | None = None

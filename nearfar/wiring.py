@@ -958,8 +958,16 @@ def build_graph(agent: AgentSettings) -> Graph:
     from nearfar.agents.alpha_umi import AlphaUmi
     from nearfar.agents.examples import BUILT_IN, load_examples
 
-    examples = BUILT_IN if agent.examples is None else load_examples(agent.examples)
-    return AlphaUmi(examples, thinks_first=agent.thinks_first)
+    match agent.kind:
+        case "alpha-umi":
+            examples = BUILT_IN if agent.examples is None else load_examples(agent.examples)
+            return AlphaUmi(examples, agent.num_examples, agent.rationale)
+        case "rewoo":
+            from nearfar.agents.rewoo import Rewoo
+
+            return Rewoo()
+        case _:
+            assert_never(agent.kind)
 
 
 def build_tools(wired: Wired, name: str, tools: ToolsSettings) -> ToolSource:

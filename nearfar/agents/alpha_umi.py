@@ -8,6 +8,7 @@ model can be held to one; and a planner that says neither is taken to want a cal
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from .desk import (
     Desk,
     State,
     Update,
+    candidates,
     ended,
     gate,
     make_call,
@@ -37,12 +39,15 @@ from .trace import Trace, canonical, events, observed_calls, shown, to_plain
 from .types import Called, Decided, Observation, Observed, Planned, Wrote
 
 Next: TypeAlias = Literal["caller", "summarizer", "give up"]
+Rationale: TypeAlias = Literal["steps", "words"]
 
 PLANNER, CALLER, SUMMARIZER = "planner", "caller", "summarizer"
 ROLES = (PLANNER, CALLER, SUMMARIZER)
 
 _ANSWER, _GIVE_UP = "answer", "give up"
 _MAX_RATIONALE = 160  # characters
+_MAX_PLANNED = 6  # steps that a rationale names
+_THEN = ", then "
 
 #: Where a small model begins to write marks, or the conversation's next turn, by itself.
 STOPS = ("</data", "<data", "\nTask:")
@@ -90,13 +95,15 @@ class AlphaUmi:
     """The graph and its prompts.
 
     Attributes:
-        examples: shown to every role where their tools are offered.
-        thinks_first: the planner gives its rationale before it says who is next, which helps models that can reason;
-            small ones follow their examples better without.
+        examples: shown to every role, those most like the task, where their tools are offered.
+        num_examples: how many of them.
+        rationale: what the planner says before it says who is next. `steps`: the tools that are still to be called,
+            which small models can copy from examples; `words`: its reasons, for models that can reason.
     """
 
     examples: tuple[Example, ...] = ()
-    thinks_first: bool = False
+    num_examples: int = 3
+    rationale: Rationale = "steps"
 
     roles = ROLES
 
@@ -147,7 +154,7 @@ class AlphaUmi:
             {**state, "step": step},
             PLANNER,
             *self._conversation(state, desk, tools),
-            response_format=planner_format(tools, thinks_first=self.thinks_first),
+            response_format=planner_format(tools, self.rationale),
         )
         said = await answered(
             desk.responder,
@@ -171,7 +178,7 @@ class AlphaUmi:
         trace, step = state.get("trace", []), state.get("step", 0)
         call_id = f"{step}.{observed_calls(trace) + 1}-{secrets.token_hex(3)}"
         history = self._conversation(state, desk, tools)
-        said_plan = plan_text(_marker(plan["tool"] or ""), plan["rationale"], thinks_first=self.thinks_first)
+        said_plan = plan_text(_marker(plan["tool"] or ""), plan["rationale"], self.rationale)
         decided: list[Decided] = []
         if named is not None:
             role = desk.roles[CALLER]
@@ -199,7 +206,10 @@ class AlphaUmi:
 
     def _conversation(self, state: State, desk: Desk, tools: Sequence[ToolSpec]) -> tuple[Message, ...]:
         trace = state.get("trace", [])
-        return conversation(desk.task.text, tools, trace, self.examples, thinks_first=self.thinks_first)
+        names = {tool.name for tool in tools}
+        usable = [each for each in self.examples if all(step.tool in names for step in each.steps)]
+        shown_ones = nearest(usable, desk.task.text, self.num_examples)
+        return conversation(desk.task.text, tools, trace, shown_ones, self.rationale)
 
     async def _written(
         self, state: State, desk: Desk, history: Sequence[Message], tools: Sequence[ToolSpec]
@@ -215,7 +225,9 @@ class AlphaUmi:
         desk = runtime.context
         tools = in_scope(desk, scope_of(state))
         history = self._conversation(state, desk, tools)
-        ask = desk.ask(state, SUMMARIZER, *asked_next(history, plan_text(_ANSWER), _SUMMARIZE), stop=STOPS)
+        ask = desk.ask(
+            state, SUMMARIZER, *asked_next(history, plan_text(_ANSWER, _ANSWER, self.rationale), _SUMMARIZE), stop=STOPS
+        )
         async for event in written(desk.responder, desk.roles[SUMMARIZER], ask):
             match event:
                 case Wrote():
@@ -250,18 +262,6 @@ def after_gate(state: State) -> str:
 # --- what roles are told, and what they say --------------------------------------------------------------------------
 
 
-def candidates(desk: Desk) -> list[ToolSpec]:
-    """The tools that the task may need, the fitting ones where there are many."""
-    specs = desk.toolbox.specs()
-    if len(specs) <= desk.max_tools:
-        return list(specs)
-    if desk.choose_tools is None:
-        return list(specs[: desk.max_tools])
-    chosen = desk.choose_tools(desk.task.text, desk.max_tools)
-    by_name = {spec.name: spec for spec in specs}
-    return [by_name[name] for name in chosen if name in by_name]
-
-
 def in_scope(desk: Desk, scope: Scope) -> list[ToolSpec]:
     """The tools that the run may call, or may ask a person to call."""
     names = {*scope.reading, *(call.tool for call in scope.calls)}
@@ -278,13 +278,31 @@ def scope_messages(task: str, tools: Sequence[ToolSpec]) -> tuple[Message, ...]:
     return Message("system", _SCOPE.format(tools=listed)), Message("user", f"Task: {task}")
 
 
+def nearest(examples: Sequence[Example], task: str, k: int) -> list[Example]:
+    """The examples whose tasks share most words with this one, the nearest last: small models copy what came last.
+
+    Source: Liu et al. 2021, "What Makes Good In-Context Examples for GPT-3?", arXiv:2101.06804; words find the same
+    examples here as the static embedder's vectors.
+    """
+    wanted = _words(task)
+
+    def likeness(example: Example) -> float:
+        found = _words(example.task)
+        return len(wanted & found) / max(1, len(wanted | found))
+
+    return sorted(examples, key=likeness)[-k:]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
 def conversation(
     task: str,
     tools: Sequence[ToolSpec],
     trace: Trace,
     examples: Sequence[Example] = (),
-    *,
-    thinks_first: bool = False,
+    rationale: Rationale = "steps",
 ) -> tuple[Message, ...]:
     """All that was done so far, as one conversation that ends by asking what is next.
 
@@ -293,16 +311,14 @@ def conversation(
     """
     listed = "\n".join(map(_line, tools)) or "none"
     turns = [Message("system", _SYSTEM.format(tools=listed))]
-    names = {tool.name for tool in tools}
     for example in examples:
-        if all(step.tool in names for step in example.steps):
-            turns += _told(example.task, _example_trace(example), thinks_first)
-            turns += [Message("assistant", plan_text(_ANSWER)), Message("user", _SUMMARIZE)]
-            turns.append(Message("assistant", example.answer))
-    return (*turns, *_told(task, trace, thinks_first))
+        turns += _told(example.task, _example_trace(example, rationale), rationale)
+        turns += [Message("assistant", plan_text(_ANSWER, _ANSWER, rationale)), Message("user", _SUMMARIZE)]
+        turns.append(Message("assistant", example.answer))
+    return (*turns, *_told(task, trace, rationale))
 
 
-def _told(task: str, trace: Trace, thinks_first: bool) -> list[Message]:
+def _told(task: str, trace: Trace, rationale: Rationale) -> list[Message]:
     """The task and its steps, and at the end what is next."""
     turns = []
     said = f"Task: {task}"
@@ -315,7 +331,7 @@ def _told(task: str, trace: Trace, thinks_first: bool) -> list[Message]:
             case Called():
                 called = event
             case Observed() if planned is not None:
-                plan = plan_text(_marker(event.tool), planned.text, thinks_first=thinks_first)
+                plan = plan_text(_marker(event.tool), planned.text, rationale)
                 turns += [Message("user", f"{said}\n{_NEXT}"), Message("assistant", plan)]
                 if called is not None:
                     turns.append(Message("user", _ARGUMENTS.format(tool=event.tool)))
@@ -337,22 +353,29 @@ def arguments_format(tool: ToolSpec) -> ResponseFormat:
     return ResponseFormat("json_schema", schema=schema, name="arguments")
 
 
-def plan_text(marker: str, rationale: str = "", *, thinks_first: bool = False) -> str:
-    """What a planner says, as JSON."""
-    if not rationale:
+def plan_text(marker: str, told: str = "", rationale: Rationale = "steps") -> str:
+    """What a planner says, as JSON; `told` is its rationale as `read_plan` gives it."""
+    if not told:
         return json.dumps({"next": marker}, ensure_ascii=False)
-    parts = {"rationale": rationale, "next": marker} if thinks_first else {"next": marker, "rationale": rationale}
-    return json.dumps(parts, ensure_ascii=False)
+    parts = {"plan": told.split(_THEN)} if rationale == "steps" else {"rationale": told}
+    return json.dumps({**parts, "next": marker}, ensure_ascii=False)
 
 
-def planner_format(tools: Sequence[ToolSpec], *, thinks_first: bool = False) -> ResponseFormat:
-    """The shape of what the planner says: who is next, and why."""
+def planner_format(tools: Sequence[ToolSpec], rationale: Rationale = "steps") -> ResponseFormat:
+    """The shape of what the planner says: its rationale, and who is next."""
     following = {"enum": [*(_marker(tool.name) for tool in tools), _ANSWER, _GIVE_UP]}
-    parts = {"rationale": {"type": "string", "maxLength": _MAX_RATIONALE}, "next": following}
+    steps = {
+        "type": "array",
+        "items": {"enum": [*(tool.name for tool in tools), _ANSWER, _GIVE_UP]},
+        "minItems": 1,
+        "maxItems": _MAX_PLANNED,
+    }
+    words = {"type": "string", "maxLength": _MAX_RATIONALE}
+    first = {"plan": steps} if rationale == "steps" else {"rationale": words}
     schema = {
         "type": "object",
-        "properties": parts if thinks_first else dict(reversed(parts.items())),
-        "required": ["rationale", "next"] if thinks_first else ["next"],
+        "properties": {**first, "next": following},
+        "required": [*first, "next"],
         "additionalProperties": False,
     }
     return ResponseFormat("json_schema", schema=schema, name="plan")
@@ -362,7 +385,8 @@ def read_plan(text: str, tools: Sequence[ToolSpec]) -> tuple[str, Next, str | No
     """The rationale, who is next, and the tool that is named; without any marker, the caller is next."""
     try:
         said = json.loads(text[text.index("{") : text.rindex("}") + 1])
-        rationale, marker = str(said.get("rationale", "")), str(said.get("next", ""))
+        told, marker = said.get("plan") or said.get("rationale", ""), str(said.get("next", ""))
+        rationale = _THEN.join(map(str, told)) if isinstance(told, list) else str(told)
     except (ValueError, AttributeError, RecursionError):
         rationale, marker = text.strip()[:_MAX_RATIONALE], text
     said_lower = marker.strip().lower()
@@ -411,13 +435,15 @@ def _marker(tool: str) -> str:
     return f"call {tool}"
 
 
-def _example_trace(example: Example) -> list[dict[str, Any]]:
+def _example_trace(example: Example, rationale: Rationale) -> list[dict[str, Any]]:
     """The trace that the example would have left."""
     trace = []
+    names = [*(step.tool for step in example.steps), _ANSWER]
     for number, step in enumerate(example.steps, 1):
+        told = _THEN.join(names[number - 1 :]) if rationale == "steps" else step.rationale
         call = ToolCall(str(number), step.tool, json.dumps(dict(step.arguments), ensure_ascii=False))
         trace += [
-            to_plain(Planned(number, step.rationale, "caller")),
+            to_plain(Planned(number, told, "caller")),
             to_plain(Called(number, call)),
             to_plain(Observed(number, call.id, call.name, Observation(step.observation))),
         ]

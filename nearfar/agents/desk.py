@@ -14,21 +14,32 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 import msgspec
+from langchain_core.runnables import RunnableConfig
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
-from nearfar.types import Message, ToolCall
+from nearfar.types import Message, ToolCall, ToolSpec
 
 from . import limits
 from .journal import Journal
 from .roles import Ask, Role
 from .scope import Scope
 from .toolbox import Toolbox
-from .trace import Trace, spent, to_plain
+from .trace import spent, to_plain
 from .types import Called, NeedsApproval, Observation, Observed, Responder, RunStatus, Task, Wrote
 
 #: What becomes of a call that the plan does not have.
 OffPlan: TypeAlias = Literal["ask", "refuse"]
+
+
+def merged(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both, the new values where both have one."""
+    return {**before, **new}
+
+
+def longest(before: dict[str, float], new: dict[str, float]) -> dict[str, float]:
+    """Both, the larger values where both have one."""
+    return {**before, **{key: max(value, before.get(key, 0.0)) for key, value in new.items()}}
 
 
 class State(TypedDict, total=False):
@@ -36,10 +47,12 @@ class State(TypedDict, total=False):
 
     task: dict[str, Any]
     trace: Annotated[list[dict[str, Any]], operator.add]
-    elapsed_s: Annotated[float, operator.add]  # of work
+    elapsed: Annotated[dict[str, float], longest]  # seconds of work by graph step; what runs side by side counts once
     step: int
     scope: dict[str, Any]
     plan: dict[str, Any]  # what the graph has planned, in its own form
+    evidence: Annotated[dict[str, Any], merged]  # by step of a plan: what became of its call
+    admitted: Annotated[dict[str, Any], merged]  # by step of a plan: its call, checked, and whether a person allowed it
     call: dict[str, Any] | None  # the call that comes next, once it was written
     call_score: float | None  # how sure its writer is
     is_approved: bool  # a person has allowed it
@@ -48,6 +61,10 @@ class State(TypedDict, total=False):
 
 
 Update: TypeAlias = dict[str, Any]
+
+_LEAST_S = 0.05
+
+DECLINED = Observation("a person said no; nothing ran", "declined", attempts=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +85,12 @@ class Desk:
     def ask(self, state: State, role: str, *messages: Message, **options: Any) -> Ask:
         """A question within what the run's limits leave."""
         bounds, used = self.task.limits, spent(state.get("trace", []))
+        left_s = bounds.seconds - elapsed_s(state)
         left_usd = None if bounds.usd is None else max(0.0, bounds.usd - (used.cost_usd or 0.0))
         return Ask(
             messages,
             state.get("step", 0),
-            deadline_s=max(0.05, bounds.seconds - state.get("elapsed_s", 0.0)),
+            deadline_s=max(_LEAST_S, left_s),
             budget_usd=left_usd,
             max_tokens=None if bounds.tokens is None else max(1, bounds.tokens - used.tokens),
             privacy=self.task.privacy,
@@ -82,9 +100,7 @@ class Desk:
 
     def limit(self, state: State, *, step: int) -> Update | None:
         """What ends the run; None: it may go on."""
-        found = limits.reached(
-            self.task.limits, state.get("trace", []), step=step, elapsed_s=state.get("elapsed_s", 0.0)
-        )
+        found = limits.reached(self.task.limits, state.get("trace", []), step=step, elapsed_s=elapsed_s(state))
         return ended(*found) if found else None
 
 
@@ -107,12 +123,18 @@ def noted(at: At, *events: Any) -> Update:
 def timed(node: Callable[[State, At], Any]) -> Any:
     """The node, with the seconds that it worked added to the run's."""
 
-    async def measured(state: State, runtime: At) -> Update:
+    async def measured(state: State, runtime: At, config: RunnableConfig) -> Update:
         start = runtime.context.clock()
         update: Update = await node(state, runtime)
-        return {**update, "elapsed_s": update.get("elapsed_s", 0.0) + runtime.context.clock() - start}
+        number = str(config["metadata"]["langgraph_step"])
+        return {**update, "elapsed": {number: runtime.context.clock() - start}}
 
     return measured
+
+
+def elapsed_s(state: State) -> float:
+    """Seconds that the run has worked."""
+    return sum(state.get("elapsed", {}).values())
 
 
 def call_of(state: State) -> ToolCall:
@@ -133,6 +155,18 @@ def plain_scope(scope: Scope) -> dict[str, Any]:
     return plain
 
 
+def candidates(desk: Desk) -> list[ToolSpec]:
+    """The tools that the task may need, the fitting ones where there are many."""
+    specs = desk.toolbox.specs()
+    if len(specs) <= desk.max_tools:
+        return list(specs)
+    if desk.choose_tools is None:
+        return list(specs[: desk.max_tools])
+    chosen = desk.choose_tools(desk.task.text, desk.max_tools)
+    by_name = {spec.name: spec for spec in specs}
+    return [by_name[name] for name in chosen if name in by_name]
+
+
 # --- the nodes that all graphs share ---------------------------------------------------------------------------------
 
 
@@ -145,15 +179,20 @@ class Admission:
     why: str = ""
 
 
-def admission(desk: Desk, scope: Scope, trace: Trace, call: ToolCall) -> Admission:
-    """What validity, the policy and the plan say of a call; each may only add care to what the others say."""
+def admission(desk: Desk, call: ToolCall, objection: str | None = None) -> Admission:
+    """What validity, the policy and the plan say of a call; each may only add care to what the others say.
+
+    Args:
+        desk: of the run.
+        call: as the caller wrote it.
+        objection: why it is not part of the plan; None: it is.
+    """
     problem = desk.toolbox.problem(call)
     if problem is not None:
         return Admission("refuse", Observation(problem, "invalid", attempts=0), problem)
     verdict = desk.toolbox.check(call)
     if verdict.action == "deny":
         return Admission("refuse", Observation(f"{verdict.why}; nothing ran", "denied", attempts=0), verdict.why)
-    objection = scope.objection(call, trace)
     if objection is not None and desk.off_plan == "refuse":
         return Admission("refuse", Observation(f"{objection}; nothing ran", "denied", attempts=0), objection)
     if objection is not None:
@@ -161,34 +200,38 @@ def admission(desk: Desk, scope: Scope, trace: Trace, call: ToolCall) -> Admissi
     return Admission("ask", why=verdict.why) if verdict.action == "ask" else Admission("allow")
 
 
+async def person_says(desk: Desk, tell: Callable[[Any], None], call: ToolCall, *, step: int, why: str) -> bool:
+    """What a person says of the call; the run is interrupted where nobody has said it yet."""
+    said = await desk.journal.ask(desk.run_id, call, step=step, why=why)
+    if said is not None:
+        return said
+    event = NeedsApproval(step, call.id, call, why)
+    tell(event)
+    return bool(interrupt(to_plain(event)))
+
+
 async def gate(state: State, runtime: At) -> Update:
     """Lets the call pass, asks a person, or refuses it; the one place that interrupts a run."""
     desk, call, step = runtime.context, call_of(state), state.get("step", 0)
     if (looped := limits.loop(desk.task.limits, state.get("trace", []), call)) is not None:
         return ended("looped", looped)
-    admitted = admission(desk, scope_of(state), state.get("trace", []), call)
+    admitted = admission(desk, call, scope_of(state).objection(call, state.get("trace", [])))
     if admitted.action == "allow":
         return {"is_approved": False}
-    if admitted.observation is not None:
-        return {"call": None, **noted(runtime, Observed(step, call.id, call.name, admitted.observation))}
-    said = await desk.journal.ask(desk.run_id, call, step=step, why=admitted.why)
-    events: list[Any] = []
-    if said is None:
-        event = NeedsApproval(step, call.id, call, admitted.why)
-        runtime.stream_writer(event)
-        said = bool(interrupt(to_plain(event)))
-        events.append(event)
-    if said:
-        return {"is_approved": True, "trace": [to_plain(event) for event in events]}
-    refused = Observed(step, call.id, call.name, Observation("a person said no; nothing ran", "declined", attempts=0))
-    return {"call": None, **noted(runtime, refused)}
+    observation = admitted.observation
+    if admitted.action == "ask":
+        if await person_says(desk, runtime.stream_writer, call, step=step, why=admitted.why):
+            return {"is_approved": True}
+        observation = DECLINED
+    assert observation is not None  # a refusal says why
+    return {"call": None, **noted(runtime, Observed(step, call.id, call.name, observation))}
 
 
 async def make_call(state: State, runtime: At) -> Update:
     """Makes the call, and gives back what became of it. The only node with side effects outside this process."""
     desk, call, step = runtime.context, call_of(state), state.get("step", 0)
     called = Called(step, call, state.get("call_score"))
-    left_s = desk.task.limits.seconds - state.get("elapsed_s", 0.0)
+    left_s = desk.task.limits.seconds - elapsed_s(state)
     observation = await made(
         desk, call, runtime.stream_writer, called, is_approved=state.get("is_approved", False), left_s=left_s
     )
@@ -226,7 +269,7 @@ async def made(
     if begun is not None:
         await desk.journal.repeat_call(desk.run_id, call.id)
     try:
-        async with asyncio.timeout(max(0.05, left_s)):
+        async with asyncio.timeout(max(_LEAST_S, left_s)):
             observation = await desk.toolbox.run(call, is_approved)
     except TimeoutError:
         observation = Observation("the run's time was up before it answered", "timeout")

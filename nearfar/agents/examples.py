@@ -12,8 +12,7 @@ from nearfar.errors import DataError
 
 from .alpha_umi import Example, ExampleStep
 
-#: For the folder's files, the calculator and the documentation search, in an order and mix that were measured
-#: (benchmarks/agents.py): as many tasks go on after their first observation as end there.
+#: For the folder's files, the calculator and the documentation search: those most like a task are shown.
 BUILT_IN = (
     Example(
         "Read sum.txt and double the number.",
@@ -50,6 +49,47 @@ BUILT_IN = (
         "There are 42 eggs.",
     ),
     Example("What is 5 plus 8?", (ExampleStep("calculator", {"expression": "5 + 8"}, "13"),), "5 plus 8 is 13."),
+    Example(
+        "Read bill.txt and add the two amounts.",
+        (
+            ExampleStep("read_file", {"path": "bill.txt"}, "Rent is 300 dollars and food is 150 dollars."),
+            ExampleStep("calculator", {"expression": "300 + 150"}, "450"),
+        ),
+        "Together they are 450 dollars.",
+    ),
+    Example(
+        "Which option turns logging off?",
+        (ExampleStep("search_documentation", {"query": "turn logging off"}, "Set log = false to turn logging off."),),
+        "Set log = false.",
+    ),
+    Example(
+        "What does note.txt say?",
+        (ExampleStep("read_file", {"path": "note.txt"}, "The key is under the mat."),),
+        "It says that the key is under the mat.",
+    ),
+    Example("What is 9 times 14?", (ExampleStep("calculator", {"expression": "9 * 14"}, "126"),), "9 times 14 is 126."),
+    Example(
+        "Read list.csv and compute the average of the two numbers.",
+        (
+            ExampleStep("read_file", {"path": "list.csv"}, "a,b\n10,20"),
+            ExampleStep("calculator", {"expression": "(10 + 20) / 2"}, "15"),
+        ),
+        "The average is 15.",
+    ),
+    Example(
+        "Which command starts the server?",
+        (ExampleStep("search_documentation", {"query": "start the server"}, "Run serve start to start the server."),),
+        "Run serve start.",
+    ),
+    Example(
+        "Read box.txt and multiply the size by 3.",
+        (
+            ExampleStep("read_file", {"path": "box.txt"}, "The size is 14 cm."),
+            ExampleStep("calculator", {"expression": "14 * 3"}, "42"),
+        ),
+        "Three times the size is 42 cm.",
+    ),
+    Example("What is 90 divided by 6?", (ExampleStep("calculator", {"expression": "90 / 6"}, "15"),), "90 / 6 is 15."),
 )
 
 

@@ -15,7 +15,7 @@ import msgspec
 from nearfar.errors import NearfarError, RequestError
 
 from .checkpoints import RunStore
-from .desk import Desk, OffPlan, State
+from .desk import Desk, OffPlan, State, elapsed_s
 from .journal import RunRecord
 from .roles import Role
 from .toolbox import Toolbox
@@ -168,7 +168,7 @@ class GraphAgent:
         before = await self._graph.aget_state(config)
         start: Any = None
         if not before.values:
-            start = {"task": msgspec.to_builtins(task), "trace": [], "elapsed_s": 0.0, "step": 0}
+            start = {"task": msgspec.to_builtins(task), "trace": [], "step": 0}
         failure: str | None = None
         if start is not None or before.tasks:  # not `next`: it leaves out a node whose writes are saved already
             await journal.set_run(run_id, None)
@@ -218,7 +218,7 @@ def _result(run_id: str, state: State, *, waits: bool, failure: str | None) -> R
         used.cost_usd,
         used.model_calls,
         used.tool_calls,
-        state.get("elapsed_s", 0.0),
+        elapsed_s(state),
     )
 
 
