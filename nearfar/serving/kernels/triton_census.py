@@ -87,7 +87,6 @@ def census(
         "GROUP": group_size,
         "RAGGED": is_ragged,
         "SCALED": is_scaled,
-        "SPLIT": tile.splits,
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.outputs,
         "SWAP": tile.is_swapped,

@@ -156,13 +156,13 @@ def nested_gemm(
     GROUP: tl.constexpr,
     RAGGED: tl.constexpr,
     SCALED: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SWAP: tl.constexpr,
     ASM: tl.constexpr,
 ):
-    """One tile of outputs, or with SPLIT > 1 its share of the blocks, in float32, for `add_splits`.
+    """One tile of outputs, or with several programs on the grid's second axis its share of the blocks, for
+    `add_splits`.
 
     Bit w of WIDTHS says that a row may have w bits, and digit w of PLACES, in base 16, where the factors of w bits are.
     With several widths a tile whose rows all have one takes the loop for that width, and any other tile the loop for
@@ -183,7 +183,7 @@ def nested_gemm(
     x_at = x_ptr + tl.expand_dims(offs_m, m_axis) * stride_m + columns
     widths = tl.load(row_widths_ptr + offs_m)
     row_widths = tl.expand_dims(widths, m_axis)
-    share = (blocks + SPLIT - 1) // SPLIT
+    share = tl.cdiv(blocks, tl.num_programs(1))
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, blocks)
     if SWAP:

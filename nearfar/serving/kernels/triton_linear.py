@@ -142,7 +142,7 @@ def nested_matmul(
         weights.plane,
         weights.groups,
         weights.blocks,
-        **constants(weights, asked, tile, is_scaled=is_scaled, uses_assembly=uses_assembly, splits=splits),
+        **constants(weights, asked, tile, is_scaled=is_scaled, uses_assembly=uses_assembly),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -159,7 +159,6 @@ def constants(
     *,
     is_scaled: bool,
     uses_assembly: bool,
-    splits: int,
 ) -> dict[str, int | bool]:
     """What the kernel is compiled for."""
     return {
@@ -168,7 +167,6 @@ def constants(
         "GROUP": weights.group_size,
         "RAGGED": weights.columns % BLOCK != 0,
         "SCALED": is_scaled,
-        "SPLIT": splits,
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.outputs,
         "SWAP": tile.is_swapped,
