@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 from importlib.resources import files
-from math import log
+from itertools import pairwise
+from math import log, sqrt
 from typing import TYPE_CHECKING
 
 from nearfar.errors import RequestError
@@ -18,7 +21,7 @@ from .bridges import BridgeRetriever
 from .corpus import Corpus
 from .fitted import FittedReranker, Judged
 from .names import name_runs, names, plain, title_name
-from .sentences import sentences
+from .sentences import Sentence, sentences
 from .words import words
 
 if TYPE_CHECKING:
@@ -39,14 +42,31 @@ _CITATION = re.compile(r"\[\d+(?:[,;–-]\s*\d+)*\]|\([^()]*\b\d{4}[a-z]?\)")
 _LOOSE_MARK = re.compile(r"\s+([,.;:!?])")
 _PIECE = re.compile(r"\d|[^\W\d]+|[^\w\s]")
 
-_ASKS_NUMBER = re.compile(
-    r"\b(when|year|date|how (many|much|old|long|far|tall|large|often)|number|percent\w*)\b", re.IGNORECASE
+#: What a question asks for, by its words, and what a sentence that tells it has.
+_ASKS_WHEN = re.compile(r"\b(when|year|date|month|day)\b", re.IGNORECASE)
+_ASKS_COUNT = re.compile(
+    r"\b(how (many|much|old|long|far|tall|large|often)|number|percent\w*|population)\b", re.IGNORECASE
 )
+_ASKS_WHO = re.compile(r"\b(who|whom|whose)\b", re.IGNORECASE)
+_ASKS_WHERE = re.compile(r"\b(where|country|city|place|state|county|town|nationality)\b", re.IGNORECASE)
+_YEAR = re.compile(r"\b(1\d{3}|20\d\d)\b")
+_PLACE = re.compile(r"\b(in|at|from|of) [A-Z]")
+_ASKING = frozenset(["how", "many", "much", "what", "when", "where", "which", "who", "whom", "whose", "why"])
+
+#: The logarithm of a passage's belief counts down to so far below the best one's, and no further: how much worse the
+#: worst are says nothing, and a long document has hundreds of them.
+_LEAST_BELIEF = -6.0
+
+#: Sentences on either side that a sentence is seen with.
+_NEAR = 3
+
+#: Characters beyond which a passage is ranked by its stretches, and those of a stretch.
+_LONG, _STRETCH = 2_000, 300
 
 #: Shares of the budget up to which sentences are kept whole, then as telegrams; what is left is for names and numbers.
-#: Whole sentences alone keep .92 of the public questions' answers at half the tokens and .78 at a fifth, 0.4 and 0.55
-#: keep .98 and .86, these .99 and .87 (out of fold).
-_WHOLE, _TELEGRAM = 0.3, 0.6
+#: Of a half of the public questions, at a fifth of the tokens, these keep the answers of .88, 0.3 and 0.6 of .85, 0.3
+#: and 0.3 of .88 (out of fold); benchmarks/retrieval.py measures the other half.
+_WHOLE, _TELEGRAM = 0.4, 0.4
 
 #: Without a budget, sentences are kept until this much of the belief is covered.
 _BELIEF = 0.98
@@ -122,6 +142,7 @@ class Compressor:
         tokens: int | None = None,
         rate: float | None = None,
         forced: Iterable[str] = (),
+        ranked: Sequence[Hit] | None = None,
     ) -> Compressed:
         """What is left of the passages.
 
@@ -133,6 +154,7 @@ class Compressor:
             forced: words or phrases; sentences that have one are kept whole, within the budget first of all.
                 Neither tokens nor rate: as much as the belief of the ranking asks for, so that a question whose
                 answer is plain to see gets a shorter text.
+            ranked: what `ranked` says of this question and these passages, where it is known.
 
         Raises:
             RequestError: both or an impossible budget.
@@ -144,7 +166,8 @@ class Compressor:
         if tokens is not None and tokens < 1:
             raise RequestError(f"The budget is {tokens!r} tokens; give at least 1.", param="tokens")
         original = sum(self.count(_titled(chunk, chunk.text)) for chunk in passages)
-        ranked = self.ranked(question, passages)
+        if ranked is None:
+            ranked = self.ranked(question, passages)
         budget = tokens if tokens is not None else None if rate is None else max(1, int(rate * original))
         believed, enough = 0.0, _BELIEF
         if budget is not None and budget >= original:
@@ -174,7 +197,7 @@ class Compressor:
     def ranked(self, question: str, passages: Sequence[Chunk]) -> list[Hit]:
         """The sentences of the passages, best first; a hit's score is the share of belief that it has the answer.
 
-        A hit's chunk is the sentence, with the passage's number and its place there in the metadata.
+        A hit's chunk is the sentence, with the passage's number in the metadata.
         """
         hits = sentence_signals(question, passages, self.embedder)
         return (self.weights or packaged_weights()).rerank(hits)
@@ -186,25 +209,21 @@ def packaged_weights() -> FittedReranker:
     return FittedReranker(tuple(said["names"]), tuple(said["weights"]))
 
 
-def fit_sentences(
-    examples: Sequence[tuple[str, Sequence[Chunk], Sequence[str]]], embedder: Embedder, *, folds: int = 5
-) -> tuple[FittedReranker, list[FittedReranker]]:
+def judge_sentences(question: str, passages: Sequence[Chunk], answers: Sequence[str], embedder: Embedder) -> Judged:
+    """The sentences of the passages with what speaks for them, those that have one of the answers being relevant."""
+    hits = sentence_signals(question, passages, embedder)
+    wanted = [f" {plain(answer)} " for answer in answers]
+    having = [hit for hit in hits if any(answer in f" {plain(hit.chunk.text)} " for answer in wanted)]
+    return Judged(hits, {hit.chunk.id: 1.0 for hit in having})
+
+
+def fit_sentences(judged: Sequence[Judged], *, folds: int = 5) -> tuple[FittedReranker, list[FittedReranker]]:
     """Weights for sentences that have the answer, and those fitted without each fold.
 
     Args:
-        examples: question, passages, and the strings any of which is the answer; fold = place % folds.
-        embedder: see `Compressor`.
+        judged: of `judge_sentences`; fold = place % folds.
         folds: how many.
     """
-    judged = []
-    for question, passages, answers in examples:
-        hits = sentence_signals(question, passages, embedder)
-        having = {
-            hit.chunk.id: 1.0
-            for hit in hits
-            if any(f" {plain(answer)} " in f" {plain(hit.chunk.text)} " for answer in answers)
-        }
-        judged.append(Judged(hits, having))
     without = [
         FittedReranker.fit([each for place, each in enumerate(judged) if place % folds != fold])
         for fold in range(folds)
@@ -213,60 +232,170 @@ def fit_sentences(
 
 
 def sentence_signals(question: str, passages: Sequence[Chunk], embedder: Embedder) -> list[Hit]:
-    """Every sentence of the passages with what speaks for it."""
-    import numpy as np
+    """Every sentence of the passages with what speaks for it.
 
-    numbered = [
-        Chunk(chunk.text, str(number), 0, len(chunk.text), {"title": _title(chunk)}, id=str(number))
-        for number, chunk in enumerate(passages)
+    Long passages are ranked by their stretches, as documents cut into passages are. A sentence's surroundings are the
+    sentences at most `_NEAR` away in its passage, or in the passages before and after it where those have the same
+    source and no title: a document is the same one however finely it is cut.
+    """
+    stretches = [(number, part) for number, chunk in enumerate(passages) for part in _stretches(chunk.text)]
+    told = [
+        _Told.of(number, stretch, part, _title(passages[number]))
+        for stretch, (number, parts) in enumerate(stretches)
+        for part in parts
     ]
-    corpus = Corpus(numbered, embedder)
-    order = BridgeRetriever(corpus).search(question, k=len(numbered))
+    corpus = Corpus(
+        [_ranked_as(passages[number], str(stretch), parts) for stretch, (number, parts) in enumerate(stretches)],
+        embedder,
+    )
+    order = BridgeRetriever(corpus).search(question, k=len(stretches))
     place = {hit.chunk.id: number for number, hit in enumerate(order)}
-    share = {hit.chunk.id: hit.score for hit in order}
+    belief = {hit.chunk.id: log(hit.score + 1e-4) for hit in order}
+    most = max(belief.values(), default=0.0)
     best_titles = [title_name(str(hit.chunk.metadata["title"])) for hit in order[:4]]
-    rarity = corpus.rarity(question)
-    total = sum(rarity.values()) or 1.0
+    empty = _empty_stems()
+    asked = frozenset(words(question)) - empty
+    having = Counter(word for each in told for word in each.stems)
+    rarity = {word: log((len(told) + 1) / (count + 0.5)) for word, count in having.items() if word not in empty}
+    asked_weight = sum(rarity.get(word, log(2 * len(told) + 2)) for word in asked) or 1.0
+    asked_length = sqrt(sum(rarity.get(word, 0.0) ** 2 for word in asked)) or 1.0
+    said_words = frozenset(plain(question).split()) - FUNCTION_WORDS - _ASKING
+    in_stretch: dict[int, frozenset[str]] = {}
+    for each in told:
+        in_stretch[each.stretch] = in_stretch.get(each.stretch, frozenset()) | each.words
+    counts = Counter(word for each in told for word in said_words & each.words)
+    rare = {word: log((len(told) + 1) / (counts[word] + 0.5)) for word in said_words}
+    said_weight = sum(rare.values()) or 1.0
+    pairs = _pairs(plain(question))
     said = f" {plain(question)} "
-    asks_number = bool(_ASKS_NUMBER.search(question))
-    vector = embedder.embed_queries([question])[0]
+    vectors: NDArray[float32] = embedder.embed([_titled(passages[each.passage], each.part.text) for each in told])
+    cosines = (vectors @ embedder.embed_queries([question])[0]).tolist()
+    coverage = [sum(rarity.get(word, 0.0) for word in asked & each.stems) / asked_weight for each in told]
     found = []
-    for number, chunk in enumerate(numbered):
-        parts = sentences(chunk.text)
-        title = str(chunk.metadata["title"])
-        own = title_name(title) if title else ""
-        title_words = frozenset(words(title))
-        vectors: NDArray[float32] = embedder.embed([f"{title}: {part.text}" if title else part.text for part in parts])
-        cosines = (vectors @ vector).tolist()
-        of_part = [frozenset(words(part.text)) for part in parts]
-        coverage = [sum(rarity.get(word, 0.0) for word in each) / total for each in of_part]
-        for row, part in enumerate(parts):
-            new = [name for name in names(part.text) if f" {name} " not in said]
-            text = f" {plain(part.text)} "
-            beside = [coverage[other] for other in (row - 1, row + 1) if 0 <= other < len(parts)]
-            signals = {
-                "passage": log(share.get(chunk.id, 0.0) + 1e-4),
-                "passage_place": -float(place.get(chunk.id, len(numbered))),
-                "passage_cosine": max(cosines),
-                "coverage": coverage[row],
-                "title_coverage": sum(rarity.get(word, 0.0) for word in of_part[row] | title_words) / total,
-                "cosine": cosines[row],
-                "neighbour": max(beside, default=0.0),
-                "first": float(row == 0),
-                "new_names": min(len(new), 4) / 4,
-                "number": float(asks_number and bool(_DIGIT.search(part.text))),
-                "link": float(
-                    any(
-                        name and name != own and f" {name} " in text and f" {name} " not in said for name in best_titles
-                    )
-                ),
-                "length": float(np.log(len(part.text))),
-            }
-            metadata = {"passage": number, "row": row}
-            found.append(
-                Hit(Chunk(part.text, chunk.id, part.start, part.end, metadata, id=f"{number}.{row}"), 0.0, signals)
-            )
+    for row, (each, near) in enumerate(zip(told, _surroundings(told, passages), strict=True)):
+        new = [name for name in names(each.part.text) if f" {name} " not in said]
+        id_ = str(each.stretch)
+        around = frozenset[str]().union(*(told[other].stems for other in near))
+        length = sqrt(sum(rarity.get(word, 0.0) ** 2 for word in each.stems)) or 1.0
+        signals = {
+            "passage": max(_LEAST_BELIEF, belief.get(id_, log(1e-4)) - most),
+            "passage_place": 1 / (1 + place.get(id_, len(stretches))),
+            "near_cosine": max(cosines[other] for other in near),
+            "near_coverage": sum(rarity.get(word, 0.0) for word in asked & around) / asked_weight,
+            "beside": max((coverage[other] for other in near if abs(other - row) == 1), default=0.0),
+            "coverage": coverage[row],
+            "title_coverage": sum(rarity.get(word, 0.0) for word in asked & (each.stems | each.title_stems))
+            / asked_weight,
+            "tfidf": sum(rarity[word] ** 2 for word in asked & each.stems) / (asked_length * length),
+            "content": sum(rare[word] for word in said_words & each.words) / said_weight,
+            "passage_content": sum(rare[word] for word in said_words & in_stretch[each.stretch]) / said_weight,
+            "pairs": len(pairs & _pairs(each.plain)) / max(1, len(pairs)),
+            "cosine": cosines[row],
+            "lead": float(each.part.start == 0 and bool(each.title)),
+            "new_names": min(len(new), 4) / 4,
+            "link": float(
+                any(name not in ("", each.title) and f" {name} " in f" {each.plain} " for name in best_titles)
+            ),
+            "length": log(len(each.part.text)),
+            **_fits(question, each.part.text, new),
+        }
+        source = passages[each.passage].source
+        metadata = {"passage": each.passage}
+        chunk = Chunk(each.part.text, source, each.part.start, each.part.end, metadata, id=f"{row}")
+        found.append(Hit(chunk, 0.0, signals))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A sentence and its words."""
+
+    passage: int
+    stretch: int  # of all passages'
+    part: Sentence
+    title: str  # its passage's name, plain
+    plain: str
+    words: frozenset[str]  # of `plain`
+    stems: frozenset[str]
+    title_stems: frozenset[str]
+
+    @classmethod
+    def of(cls, passage: int, stretch: int, part: Sentence, title: str) -> _Told:
+        said = plain(part.text)
+        stems, title_stems = frozenset(words(part.text)), frozenset(words(title))
+        return cls(
+            passage,
+            stretch,
+            part,
+            title_name(title) if title else "",
+            said,
+            frozenset(said.split()),
+            stems,
+            title_stems,
+        )
+
+
+def _stretches(text: str) -> Iterator[list[Sentence]]:
+    """The sentences of a text, in stretches of some `_STRETCH` characters where it is longer than `_LONG`."""
+    found: list[Sentence] = []
+    for part in sentences(text):
+        if found and len(text) > _LONG and part.end - found[0].start > _STRETCH:
+            yield found
+            found = []
+        found.append(part)
+    if found:
+        yield found
+
+
+def _ranked_as(passage: Chunk, id_: str, parts: Sequence[Sentence]) -> Chunk:
+    start, end = parts[0].start, parts[-1].end
+    return Chunk(passage.text[start:end], id_, start, end, {"title": _title(passage)}, id=id_)
+
+
+def _surroundings(told: Sequence[_Told], passages: Sequence[Chunk]) -> Iterator[range]:
+    """The places of each sentence's surroundings, its own among them."""
+    starts, start = [], 0
+    for row, each in enumerate(told):
+        before = told[row - 1] if row else each
+        if each.passage != before.passage and (
+            each.title or before.title or passages[each.passage].source != passages[before.passage].source
+        ):
+            start = row
+        starts.append(start)
+    end = len(told)
+    ends = []
+    for row in range(len(told) - 1, -1, -1):
+        ends.append(end)
+        if starts[row] == row:
+            end = row
+    for row, (first, last) in enumerate(zip(starts, reversed(ends), strict=True)):
+        yield range(max(first, row - _NEAR), min(last, row + _NEAR + 1))
+
+
+@cache
+def _empty_stems() -> frozenset[str]:
+    """Stems that bear no meaning."""
+    return frozenset(words(" ".join(FUNCTION_WORDS | _ASKING)))
+
+
+def _pairs(text: str) -> frozenset[tuple[str, str]]:
+    """Neighbouring words of a plain text, those that bear meaning."""
+    found = text.split()
+    empty = FUNCTION_WORDS | _ASKING
+    return frozenset(pair for pair in pairwise(found) if not empty.issuperset(pair))
+
+
+def _fits(question: str, text: str, new: Sequence[str]) -> dict[str, float]:
+    """Whether the sentence has what the question asks for; `new` are its names that the question has not."""
+    asks_who = bool(_ASKS_WHO.search(question))
+    has_full_name = any(" " in name and not _DIGIT.search(name) for name in new)
+    return {
+        "year": float(bool(_ASKS_WHEN.search(question) and _YEAR.search(text))),
+        "count": float(bool(_ASKS_COUNT.search(question) and _DIGIT.search(text))),
+        "person": float(asks_who and has_full_name),
+        "nobody": float(asks_who and not new),
+        "where": float(bool(_ASKS_WHERE.search(question) and _PLACE.search(text))),
+    }
 
 
 def reduced(text: str, level: Level, *, known: set[str] | None = None) -> str:

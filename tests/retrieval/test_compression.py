@@ -11,7 +11,14 @@ np = pytest.importorskip("numpy", reason="vectors are numpy's")
 pytest.importorskip("bm25s", reason="bm25s is not installed")
 pytest.importorskip("wordllama", reason="wordllama is not installed")
 
-from nearfar.retrieval.compression import Compressor, Level, count_tokens, fit_sentences, reduced  # noqa: E402
+from nearfar.retrieval.compression import (  # noqa: E402
+    Compressor,
+    Level,
+    count_tokens,
+    fit_sentences,
+    judge_sentences,
+    reduced,
+)
 from nearfar.retrieval.embedders import Remembered, StaticEmbedder  # noqa: E402
 from nearfar.retrieval.names import plain  # noqa: E402
 from nearfar.retrieval.word_dropping import MeaningValues, TokenClassifier, drop_words  # noqa: E402
@@ -55,6 +62,26 @@ def test_the_answer_stays_at_a_third(compressor):
 
     assert "1951" in found.text
     assert "Anna Roe: " in found.text
+
+
+WEATHER = "The weather was {} on day {}, and nobody had much to say about it."
+ADJECTIVES = ("mild", "grey", "wet", "fair", "dry", "cool")
+
+
+@pytest.mark.parametrize("cut", ["\n", None])
+def test_a_long_document_keeps_what_answers_however_it_is_cut(compressor, cut):
+    """One passage, or one per sentence: the sentence that answers is among the first of two hundred."""
+    told = [WEATHER.format(ADJECTIVES[day % 6], day) for day in range(200)]
+    told[120] = "Mayor Ines Calder opened the new bridge over the Ombra with a short speech."
+    text = "\n".join(told)
+    parts = [text] if cut is None else text.split(cut)
+    passages = [Chunk(part, "diary.txt", 0, len(part)) for part in parts]
+
+    ranked = compressor.ranked("Who opened the new bridge?", passages)
+    found = compressor.compress("Who opened the new bridge?", passages, rate=0.1)
+
+    assert told[120] in [hit.chunk.text for hit in ranked[:3]]
+    assert told[120] in found.text
 
 
 def test_all_is_kept_where_all_may_be(compressor):
@@ -103,9 +130,12 @@ def test_impossible_budgets_are_named(compressor):
 
 def test_weights_are_fitted_on_answers(compressor):
     """A question's own fold is left out of one of the fits."""
-    examples = [(QUESTION, PASSAGES, ["1951"]), ("Where does the Ombra flow?", PASSAGES, ["Grey Sea"])]
+    judged = [
+        judge_sentences(question, PASSAGES, [answer], compressor.embedder)
+        for question, answer in ((QUESTION, "1951"), ("Where does the Ombra flow?", "Grey Sea"))
+    ]
 
-    weights, without = fit_sentences(examples, compressor.embedder, folds=2)
+    weights, without = fit_sentences(judged, folds=2)
 
     assert len(without) == 2
     best = Compressor(compressor.embedder, weights=weights).ranked(QUESTION, PASSAGES)[0]
