@@ -153,9 +153,10 @@ def _line(name: str, answer: Recorded) -> str:
     import json
 
     key = "answer" if isinstance(answer.value, str) else "calls"
-    return json.dumps(
-        {"id": name, key: answer.value, "tokens": answer.tokens, "model_calls": answer.model_calls}, ensure_ascii=False
-    )
+    row = {"id": name, key: answer.value, "tokens": answer.tokens, "model_calls": answer.model_calls}
+    if answer.signals:
+        row["signals"] = dict(answer.signals)
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _scored(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nearfar.errors import DataError
 from nearfar.retrieval.metrics import Mean, mean
+from nearfar.types import Signals
 
 from .benchmarks import CallItem, QuestionItem
 from .bfcl import AST_CATEGORIES, CATEGORIES, BfclItem, Reading, Verdict, judge
@@ -25,6 +26,7 @@ class Recorded:
     text: str | None = None  # its words
     tokens: int | None = None
     model_calls: int | None = None
+    signals: Signals = field(default_factory=dict)  # how sure the roles were: plan_score, plan_relevance, caller_score
 
 
 def read_answers(rows: Iterable[Mapping[str, Any]]) -> dict[str, Recorded]:

@@ -187,7 +187,7 @@ def read_apibank(rows: Iterable[Mapping[str, Any]]) -> list[CallItem]:
     The request is what was said before the first call.
     """
     rows = list(rows)
-    tools = tuple(_apibank_tool(row) for row in rows if "signature" in row)
+    tools = apibank_tools(rows)
     items = []
     for row in rows:
         if "turns" not in row:
@@ -211,6 +211,11 @@ _PYTHON_TYPES = {
     "list": "array",
     "dict": "object",
 }
+
+
+def apibank_tools(rows: Iterable[Mapping[str, Any]]) -> tuple[ToolSpec, ...]:
+    """API-Bank's APIs as tools."""
+    return tuple(_apibank_tool(row) for row in rows if "signature" in row)
 
 
 def _apibank_tool(row: Mapping[str, Any]) -> ToolSpec:

@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+pytest.importorskip("numpy", reason="needs nearfar[retrieval]")
+pytest.importorskip("langgraph", reason="needs nearfar[agents]")
+
+
 from nearfar.cli.run import run
 
 ITEM = {
@@ -55,3 +59,24 @@ def test_files_without_items_are_named(tmp_path, capsys):
 
     assert code == 1
     assert "hold no bfcl items" in capsys.readouterr().err
+
+
+def test_answers_are_saved_and_scored_again(tmp_path, capsys, monkeypatch):
+    """What an agent answers, with how sure it was, is what --answers takes."""
+    monkeypatch.setenv("NEARFAR_HOME", str(tmp_path / "home"))
+    items, saved = tmp_path / "items.jsonl", tmp_path / "saved.jsonl"
+    config = tmp_path / "nearfar.toml"
+    items.write_text(json.dumps(ITEM | {"question": [[{"role": "user", "content": "Call f with a = 1"}]]}))
+    (tmp_path / "model.py").write_text("def answer(prompt):\n    return '[f(a=1)]'\n")
+    config.write_text('[models.mine]\nkind = "python"\ncallable = "model.py:answer"\nplacement = "near"\n')
+
+    code = run(
+        ["agent", "evaluate", "bfcl", str(items), "-a", "plain", "-m", "mine", "--save", str(saved), "-c", str(config)]
+    )
+
+    assert code == 0, capsys.readouterr().err
+    [row] = map(json.loads, saved.read_text().splitlines())
+    assert row["answer"] == "[f(a=1)]"
+    capsys.readouterr()
+    run(["agent", "evaluate", "bfcl", str(items), "--answers", str(saved), "--json"])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0

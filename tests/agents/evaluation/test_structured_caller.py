@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
+
+pytest.importorskip("numpy", reason="needs nearfar[retrieval]")
+pytest.importorskip("jsonschema", reason="needs nearfar[agents]")
+
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
