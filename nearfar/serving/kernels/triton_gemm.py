@@ -135,7 +135,7 @@ def _accumulate(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "groups", "blocks"])
 def nested_gemm(
     x_ptr,
     row_widths_ptr,
@@ -228,7 +228,7 @@ def nested_gemm(
     tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), mask=(at_m < M) & (at_n < N))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def add_splits(parts_ptr, out_ptr, count, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of SPLIT parts of `count` numbers, always in the same order."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
