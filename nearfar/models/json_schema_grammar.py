@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -131,8 +132,31 @@ def _validator(schema: Schema) -> Any:
         raise SchemaRefused(f"it is not valid: {exc.message[:200]}") from exc
     except RecursionError as exc:
         raise SchemaRefused("it is nested too deeply") from exc
+    _require_descent(root)
     nowhere: Registry[Any] = Registry()
     return kind(root, registry=nowhere)
+
+
+def _require_descent(root: Any) -> None:
+    """Returns if no schema applies itself to the same value: jsonschema would not end, and takes the process with it.
+
+    Raises:
+        SchemaRefused: one does.
+    """
+    compiler = _Compiler(root, None)
+    done: set[int] = set()
+    for start in _mappings(root):
+        path: list[tuple[Mapping[str, Any], Iterator[Mapping[str, Any]]]] = [(start, compiler.beside(start))]
+        while path and id(start) not in done:
+            schema, following = path[-1]
+            inner = next(following, None)
+            if inner is None:
+                done.add(id(schema))
+                path.pop()
+            elif any(inner is each for each, _ in path):
+                raise SchemaRefused("it refers to itself for the same value, without end")
+            elif id(inner) not in done:
+                path.append((inner, compiler.beside(inner)))
 
 
 class _OutOfFuel(Unsupported):
@@ -208,6 +232,13 @@ class _Compiler:
             return either(nodes)
         raise next((exc for exc in failures if isinstance(exc, Unsupported)), Impossible(f"{where}: nothing fits"))
 
+    def _some(self, options: Iterable[Schema], fuel: int, where: str, otherwise: str) -> Node:
+        """As `_any`, of options that may not be all there are: that none of them fits anything proves nothing."""
+        try:
+            return self._any(options, fuel, where)
+        except Impossible as exc:
+            raise Unsupported(f"{where}: {otherwise}") from exc
+
     def _unfold_all(self, rest: dict[str, Any], fuel: int, where: str) -> Node:
         parts = rest.pop("allOf")
         if not rest and len(parts) == 1:
@@ -226,16 +257,14 @@ class _Compiler:
 
     def _unfold_not(self, rest: dict[str, Any], fuel: int, where: str) -> Node:
         others = self.negated(rest.pop("not"), where)
-        if not others:
-            raise Unsupported(f"{where}: this 'not' cannot be kept to")
-        return self._any(self._each_merged(rest, others, where), fuel, where)
+        return self._some(self._each_merged(rest, others, where), fuel, where, "this 'not' cannot be kept to")
 
     def _unfold_if(self, rest: dict[str, Any], fuel: int, where: str) -> Node:
         condition = rest.pop("if")
         then, otherwise = rest.pop("then", True), rest.pop("else", True)
         cases = [{"allOf": [condition, then]}]
         cases += [{"allOf": [other, otherwise]} for other in self.negated(condition, where)]
-        return self._any(self._each_merged(rest, cases, where), fuel, where)
+        return self._some(self._each_merged(rest, cases, where), fuel, where, "this 'if' cannot be kept to")
 
     def _unfold_dependent(self, rest: dict[str, Any], fuel: int, where: str) -> Node:
         cases: list[Schema] = [rest]
@@ -265,9 +294,7 @@ class _Compiler:
                 parts.append({"anyOf": negations})
             else:
                 alone.append({"allOf": parts})
-        if not alone:
-            raise Unsupported(f"{where}: the options of 'oneOf' cannot be told apart")
-        return self._any(alone, fuel, where)
+        return self._some(alone, fuel, where, "the options of 'oneOf' cannot be told apart")
 
     def _excludes(self, rest: Schema, one: Schema, other: Schema, fuel: int, where: str) -> bool:
         """Whether provably nothing fits both."""
@@ -321,6 +348,18 @@ class _Compiler:
         if (reference != "#" and not reference.startswith("#/")) or not isinstance(found, Mapping | bool):
             raise Unsupported(f"{where}: {reference!r} names no schema")
         return found
+
+    def beside(self, schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The schemas that it applies to the same value."""
+        found: list[Any] = [schema.get(keyword) for keyword in ("not", "if", "then", "else")]
+        for keyword in ("allOf", "anyOf", "oneOf"):
+            found += schema[keyword] if isinstance(schema.get(keyword), list) else []
+        if isinstance(schema.get("dependentSchemas"), Mapping):
+            found += schema["dependentSchemas"].values()
+        if isinstance(schema.get("$ref"), str):
+            with suppress(Unsupported):  # it is told of where it is needed
+                found.append(self.resolved(schema["$ref"], "#"))
+        return (each for each in found if isinstance(each, Mapping))
 
     def _burnt(self, reference: str, fuel: int) -> int:
         """What is left of the fuel after following the reference."""
@@ -1004,12 +1043,16 @@ def _common_multiple(one: Any, other: Any, where: str) -> Any:
 
 def _references(schema: Any) -> Iterator[str]:
     """Every reference inside, wherever it stands."""
-    stack = [schema]
+    return (each["$ref"] for each in _mappings(schema) if isinstance(each.get("$ref"), str))
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object inside, itself included."""
+    stack = [value]
     while stack:
         each = stack.pop()
         if isinstance(each, Mapping):
-            if isinstance(each.get("$ref"), str):
-                yield each["$ref"]
+            yield each
             stack.extend(each.values())
         elif isinstance(each, list | tuple):
             stack.extend(each)
