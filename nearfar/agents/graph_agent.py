@@ -97,6 +97,11 @@ class GraphAgent:
         """The agent's name."""
         return self._name
 
+    @property
+    def store(self) -> RunStore:
+        """Where its runs are kept."""
+        return self._team.store
+
     async def run(self, task: Task | str, *, run_id: str | None = None) -> RunResult:
         """How the run ended, or where it waits.
 
