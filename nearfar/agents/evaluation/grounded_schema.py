@@ -26,9 +26,10 @@ from .request_values import (
     words_of,
 )
 
-_PLACE = re.compile(
-    r"city\s*(?:,|and)\s*(?:state|country)|San Francisco, CA|New York, NY|[A-Z][a-z]+, [A-Z]{2}\b", re.IGNORECASE
-)
+_PLACE = re.compile(r"(?i:city\s*(?:,|and)\s*(?:state|country))|[A-Z][a-z]+, [A-Z]{2}\b")
+_WHOLE_TEXTS = {"content", "message", "text", "body", "query", "question", "command", "title", "prompt", "note", "task"}
+_PERSON = re.compile(r"\b(?:artist|band|singer|actors?|actress|cast|author|performer)\b", re.IGNORECASE)
+_BY_NAME = re.compile(r"(?:(?<!ed )\bby|\bwith|\bfeaturing|\bstarring|\bstars|\bactors?|\bactress)\s+(?:the\s+)?[A-Z]")
 _ISO_DATE = re.compile(r"YYYY-MM-DD(?![ T]*H)", re.IGNORECASE)
 _WEAK = STOP_WORDS | {
     "is",
@@ -104,12 +105,14 @@ def is_mentioned(name: str, schema: Mapping[str, Any], text: str, num_free: int)
     if choices := _choices(schema) or _described_choices(description):
         if any(each != schema.get("default") for each in mentioned(choices, text)):
             return True
+        if _is_truth(choices):
+            return share >= 0.5
         if schema.get("enum"):
             return False
     if "year" in words_of(name) and any(_is_year(number.value) for number in numbers(text)):
         return True
     if kind == "boolean":
-        return share >= 0.6 and share > 0
+        return share >= 0.5
     if kind in ("integer", "number"):
         return num_free > 0 and (share >= 0.5 or _is_unit_told(description, text))
     if kind == "array":
@@ -118,9 +121,16 @@ def is_mentioned(name: str, schema: Mapping[str, Any], text: str, num_free: int)
         return share >= 0.5
     if _ISO_DATE.search(description) or "date" in words_of(name):
         return bool(dates(text))
+    if _PERSON.search(description) and "direct" not in name:
+        return share >= 0.5 or bool(_BY_NAME.search(text))
     if _PLACE.search(description) or {"location", "region", "city", "place"} & set(words_of(name)):
         return share >= 0.5 or bool(re.search(r"\bin [A-Z]", text))
     return share >= 0.5
+
+
+def _is_truth(choices: Sequence[str]) -> bool:
+    """Whether the choices are true and false in words."""
+    return {"true", "false"} <= {each.lower() for each in choices}
 
 
 def _is_year(value: float) -> bool:
@@ -153,7 +163,11 @@ def _choices(schema: Mapping[str, Any]) -> list[str]:
 def _narrowed(name: str, schema: Mapping[str, Any], text: str) -> dict[str, Any]:
     kind = schema.get("type", "string")
     if schema.get("enum"):
-        found = mentioned(_choices(schema), text)
+        choices = _choices(schema)
+        if _is_truth(choices):
+            wanted = str(_narrowed_boolean(name, schema, text)["enum"][0]).lower()
+            return {"enum": [each for each in choices if each.lower() == wanted]}
+        found = mentioned(choices, text)
         return {"enum": found or list(schema["enum"])}
     if kind in ("integer", "number"):
         return _narrowed_number(kind, name, schema, text)
@@ -228,7 +242,7 @@ def _narrowed_text(name: str, schema: Mapping[str, Any], text: str) -> dict[str,
     description = str(schema.get("description", ""))
     if _ISO_DATE.search(description) and (days := dates(text)):
         return {"enum": [day.isoformat() for day in days]}
-    found = phrases(text)
+    found = phrases(text, is_long=bool(_WHOLE_TEXTS & set(words_of(name))))
     if _PLACE.search(description):
         places = [each for each in names(text) if each[:1].isupper() and each.lower() not in ("celsius", "fahrenheit")]
         whole = [each for each in places if re.fullmatch(r"[^,]+, [^,]+", each)]
@@ -239,8 +253,6 @@ def _narrowed_text(name: str, schema: Mapping[str, Any], text: str) -> dict[str,
             return {"type": "string", "pattern": f"^(?:{'|'.join(cities)}), (?:[A-Z]{{2}}|[A-Z][a-z]{{3,12}})$"}
     if schema.get("format") == "source" and (marked := [*quoted(text), *identifiers(text)]):
         return {"enum": list(dict.fromkeys(marked))}
-    if choices := _described_choices(description):
-        told = mentioned(choices, text) or [each for each in choices if stems(each) <= stems(text)]
-        if told:
-            return {"enum": told}
+    if (choices := _described_choices(description)) and (told := mentioned(choices, text)):
+        return {"enum": told}
     return {"enum": found} if found else {"type": "string"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -54,9 +55,18 @@ _STOP_WORDS = """a an the of in on at to for from by with and or is are was were
     which who whom whose when where why how if then than as so but not no please help find get give tell show calculate
     compute determine provide want need know like let lets also into about between during using use have has had there
     here any some all each both such just am"""
+_DAYS = (
+    re.compile(rf"\b(?P<n>{_MONTH})\.?\s+(?:the\s+)?(?P<d>\d{{1,2}})(?:st|nd|rd|th)?\b", re.IGNORECASE),
+    re.compile(rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<n>{_MONTH})\b", re.IGNORECASE),
+)
 #: Words that no value begins or ends with.
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 _NO_NAMES = STOP_WORDS | _MONTHS.keys() | {"celsius", "fahrenheit", "api", "id", "url", "ip"}
+_CAPITALISED = r"[A-Z](?:[\w'’-]|\.(?=\w))*"
+_NAMES = re.compile(rf"(?<![.?!]\s)(?<!^)\b{_CAPITALISED}(?:\s+(?:(?:of|de|the|del|la)\s+)?{_CAPITALISED})*")
+_ADDRESS = re.compile(r"https?://[^\s,'\"]*[^\s,'\".?!]|[\w.+-]+@[\w-]+\.[\w.-]*\w|(?<!\S)[~.]?/[\w./-]*\w")
+#: What a value seldom goes on after, unless it is a whole text: `Lyon | on Monday`, `the river | in 2020`.
+_BORDERS = frozenset("in on at to for from by with about during using between into as than via per".split())  # noqa: SIM905
 _MAX_WORDS = 6
 _MAX_PHRASES = 160
 
@@ -105,17 +115,19 @@ def dates(text: str) -> list[date]:
                 found.append((match.start(), date(int(groups["y"]), month, int(groups["d"]))))
             except ValueError:
                 continue
+    years = {day.year for _, day in found} | {int(year) for year in re.findall(r"\b(?:19|20)\d\d\b", text)}
+    if len(years) == 1:  # April 3rd to April 5th 2023
+        for pattern in _DAYS:
+            for match in pattern.finditer(text):
+                with suppress(ValueError):
+                    day = date(min(years), _MONTHS[match["n"].lower()], int(match["d"]))
+                    found.append((match.start(), day))
     return list(dict.fromkeys(day for _, day in sorted(found)))
 
 
 def names(text: str) -> list[str]:
     """Runs of capitalised words that do not merely begin a sentence, and identifiers of code."""
-    found = [
-        match.group().strip(" ,.'")
-        for match in re.finditer(
-            r"(?<![.?!]\s)(?<!^)\b[A-Z][\w'’.-]*(?:\s+(?:of|de|the|del|la)?\s*[A-Z][\w'’.-]*)*", text
-        )
-    ]
+    found = [match.group().strip(" ,.'") for match in _NAMES.finditer(text)]
     found += identifiers(text)
     plain = (each.removesuffix("'s").removesuffix("’s") for each in found if len(each) > 1)
     return [
@@ -123,27 +135,37 @@ def names(text: str) -> list[str]:
     ]
 
 
-def phrases(text: str, *, limit: int = _MAX_PHRASES) -> list[str]:
-    """What a text argument may be: quoted texts, names, and runs of up to six words that no stop word ends.
+def phrases(text: str, *, is_long: bool = False, limit: int = _MAX_PHRASES) -> list[str]:
+    """What a text argument may be: quoted texts, addresses, names, and runs of words that no stop word ends.
 
-    Longer runs are left out first where there are more than `limit`.
+    Args:
+        text: the request.
+        is_long: runs may go on after words such as *in* and *with*, and up to the request's end.
+        limit: how many; longer runs are left out first.
     """
-    first = [*quoted(text), *names(text)]
+    first = [*quoted(text), *addresses(text), *names(text)]
     words = list(_WORD.finditer(text))
     runs: list[tuple[int, str]] = []
     for start, head in enumerate(words):
         if _is_stop(head.group()):
             continue
-        for end in range(start, min(start + _MAX_WORDS, len(words))):
+        for end in range(start, len(words) if is_long else min(start + _MAX_WORDS, len(words))):
             between = text[words[end - 1].end() : words[end].start()] if end > start else ""
             if between.strip() not in ("", ",") or (end > start and words[end - 1].group()[-1] in ".?!"):
                 break
-            if not _is_stop(words[end].group()):
-                run = text[head.start() : words[end].end()].strip(" .'")
+            if not is_long and words[end].group().lower() in _BORDERS:
+                break
+            if not _is_stop(words[end].group()) and (end - start < _MAX_WORDS or end == len(words) - 1):
+                run = text[head.start() : words[end].end()].strip(" .'?!")
                 runs.append((end - start, run.removesuffix("'s")))
     runs.sort(key=lambda run: run[0])
     kept = [run for _, run in runs if run]
     return list(dict.fromkeys([*first, *kept]))[:limit]
+
+
+def addresses(text: str) -> list[str]:
+    """URLs, e-mail addresses and paths."""
+    return _ADDRESS.findall(text)
 
 
 def _is_stop(word: str) -> bool:
@@ -216,8 +238,9 @@ def stems(text: str) -> set[str]:
 
 
 def mentioned(choices: Sequence[str], text: str) -> list[str]:
-    """The choices that stand in the text, as whole words, whatever their case and signs."""
+    """The choices that stand in the text, as whole words, whatever their case and signs; else those whose stems do."""
     plain = f" {re.sub(r'[^a-z0-9]+', ' ', text.lower())} "
-    return [
-        each for each in choices if (key := re.sub(r"[^a-z0-9]+", " ", each.lower()).strip()) and f" {key} " in plain
-    ]
+    keys = {each: re.sub(r"[^a-z0-9]+", " ", each.lower()).strip() for each in choices}
+    found = [each for each, key in keys.items() if key and f" {key} " in plain]
+    told = stems(text)
+    return found or [each for each, key in keys.items() if key and stems(key) <= told]
