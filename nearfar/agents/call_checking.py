@@ -8,11 +8,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from nearfar.models.json_schema_grammar import SchemaRefused
+from nearfar.models.tool_prompt import tool_grammar
 from nearfar.types import ToolCall, ToolSpec
 
 _MAX_COMPLAINTS = 5
@@ -23,7 +25,7 @@ class CallChecker:
     """Checks calls against the schemas of tools.
 
     Args:
-        specs: the tools; their schemas are valid, see `unfit`.
+        specs: the tools; their schemas are valid; see `unfit`.
     """
 
     def __init__(self, specs: Iterable[ToolSpec]) -> None:
@@ -61,18 +63,15 @@ class CallChecker:
 
 
 def unfit(spec: ToolSpec) -> str | None:
-    """Why the tool cannot be offered: its name or its schema is not valid; None: it can."""
+    """Why the tool cannot be offered: its name is none, or no model can be held to its schema; None: it can."""
     if not spec.name or len(spec.name) > 128 or not spec.name.isprintable():
         return "its name is empty, too long or not printable"
-    schema = spec.parameters
-    if schema.get("type", "object") != "object":
-        return f"its schema is of {schema.get('type')!r} and not of an object"
+    if spec.parameters.get("type", "object") != "object":
+        return f"its schema is of {spec.parameters.get('type')!r} and not of an object"
     try:
-        validator_for(schema, default=Draft202012Validator).check_schema(dict(schema))
-    except SchemaError as exc:
-        return f"its schema is not valid: {exc.message}"[:_MAX_COMPLAINT]
-    except RecursionError:
-        return "its schema is nested too deeply"
+        tool_grammar(spec)
+    except (SchemaRefused, TypeError) as exc:  # TypeError: what is in it is no JSON
+        return f"no model can be held to its schema: {exc}"[:_MAX_COMPLAINT]
     return None
 
 

@@ -82,8 +82,8 @@ class WrittenCalls:
     Attributes:
         calls: valid, each of them; none where no tool fits, or nobody could write a valid one.
         text: what the model said besides.
-        score: geometric mean of the probabilities of the tokens of names and arguments, of the least sure call; None:
-            the model gives no log-probabilities.
+        score: geometric mean of the probabilities of the tokens of names and arguments, of the least sure call; 0 where
+            the token limit cut it off, so that it was finished by rule; None: the model gives no log-probabilities.
         relevance: probability that the model, left free, would have begun a call; None: unknown.
         signals: `name_mean_logprob`, `name_min_logprob`, `arguments_mean_logprob`, `arguments_min_logprob` (natural
             logarithm, of the least sure call) and `call_logprob`, that of the marker before the first call.
@@ -232,10 +232,11 @@ class CallWriter:
     ) -> WrittenCalls:
         signals = call_signals(answer)
         relevance = exp(signals["call_logprob"]) if "call_logprob" in signals else None
+        sure = 0.0 if answer.signals.get("finished_characters") else call_score(signals)
         least = self._least_relevance
         if least is not None and relevance is not None and relevance < least and not _must_call(query):
             calls = ()
-        return WrittenCalls(calls, text, call_score(signals), relevance, signals, tier=tier.model)
+        return WrittenCalls(calls, text, sure, relevance, signals, tier=tier.model)
 
     def _forced(self, query: Query) -> Query:
         """The query as it is asked: where a threshold decides on relevance, a call is always written."""

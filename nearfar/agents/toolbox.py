@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nearfar.errors import ConfigError
+from nearfar.models.tool_prompt import tool_grammar
 from nearfar.types import ToolCall, ToolSpec
 
 from .call_checking import CallChecker, unfit
@@ -59,6 +60,8 @@ class Toolbox:
 
     Attributes:
         refused: the tools that were left out, by name, and why.
+        narrowed: of tools that are there, by name, what fits their schema and no near model can be made to write:
+            optional arguments and alternatives that no grammar can say, each with the reason.
 
     Raises:
         ConfigError: two tools have one name, or a secret is bound to what is not there.
@@ -77,16 +80,19 @@ class Toolbox:
         self._limits = dict(limits or {})
         self._entries: dict[str, _Entry] = {}
         self.refused: dict[str, str] = {}
+        self.narrowed: dict[str, tuple[str, ...]] = {}
         for tool in tools:
             name = tool.spec.name
             if name in self._entries or name in self.refused:
                 raise ConfigError(f"two tools are named {name!r}. Rename one, or give its source another name")
-            if why := unfit(tool.spec):
+            spec = self._secrets.hidden(tool.spec)
+            if why := unfit(spec):
                 self.refused[name] = why
                 continue
-            spec = self._secrets.hidden(tool.spec)
+            if left_out := tool_grammar(spec).left_out:
+                self.narrowed[name] = left_out
             self._entries[name] = _Entry(tool, spec, tool.hints)
-        if missing := sorted(self._secrets.arguments.keys() - self._entries.keys()):
+        if missing := sorted(self._secrets.arguments.keys() - self._entries.keys() - self.refused.keys()):
             raise ConfigError(f"secrets are bound to the tool {missing[0]!r}, which is not there. Correct the binding")
         self._checker = CallChecker(entry.spec for entry in self._entries.values())
 

@@ -20,7 +20,7 @@ from nearfar.types import Message, NamedTool, Query, ResponseFormat, ToolCall, T
 
 from . import gbnf, grammar
 from .grammar import ANY, Chars, Node, Repeated, Text, accepts, completed, ranges_of, sequence, without
-from .json_schema_grammar import SchemaRefused, schema_grammar
+from .json_schema_grammar import SchemaGrammar, SchemaRefused, schema_grammar
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
@@ -164,17 +164,30 @@ def call_grammar(tools: Sequence[ToolSpec]) -> Node:
     Raises:
         RequestError: a tool's schema cannot be kept to; the message says which and why.
     """
-    return grammar.either(_one_call(tool.name, _dump(tool.parameters)) for tool in tools)
+    calls = []
+    for tool in tools:
+        try:
+            calls.append(tool_grammar(tool).node)
+        except SchemaRefused as exc:
+            why = f"no model can be held to the schema of the tool {tool.name!r}: {exc}"
+            raise RequestError(why, param="tools") from exc
+    return grammar.either(calls)
+
+
+def tool_grammar(tool: ToolSpec) -> SchemaGrammar:
+    """The JSON of one call of the tool, with arguments that fit.
+
+    Raises:
+        SchemaRefused: the tool's schema cannot be kept to.
+    """
+    return _tool_grammar(tool.name, _dump(tool.parameters))
 
 
 @lru_cache(maxsize=1024)
-def _one_call(name: str, parameters: str) -> Node:
-    schema = json.loads(parameters) or {"type": "object", "properties": {}}
-    try:
-        arguments = schema_grammar(schema, is_object=True).node
-    except SchemaRefused as exc:
-        raise RequestError(f"no model can be held to the schema of the tool {name!r}: {exc}", param="tools") from exc
-    return sequence(f'{{"name": {_dump(name)}, "arguments": ', arguments, "}")
+def _tool_grammar(name: str, parameters: str) -> SchemaGrammar:
+    arguments = schema_grammar(json.loads(parameters) or {"type": "object", "properties": {}}, is_object=True)
+    node = sequence(f'{{"name": {_dump(name)}, "arguments": ', arguments.node, "}")
+    return SchemaGrammar(node, arguments.left_out)
 
 
 def _marked(call: Node) -> Node:

@@ -409,6 +409,11 @@ def test_a_binding_to_nothing_is_refused() -> None:
         ({"type": "array"}, "not of an object"),
         ({"type": "object", "properties": {"a": {"type": "text"}}}, "not valid"),
         ({"type": "object", "required": "a"}, "not valid"),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "https://example.org"}}, "required": ["a"]},
+            "another document",
+        ),
+        ({"type": "object", "anyOf": [{"$ref": "#"}]}, "without end"),
     ],
 )
 async def test_a_broken_schema_leaves_the_tool_out(schema: Mapping[str, Any], why: str) -> None:
@@ -418,6 +423,14 @@ async def test_a_broken_schema_leaves_the_tool_out(schema: Mapping[str, Any], wh
     assert why in box.refused["remote"]
     assert why in (await box.run(call("remote"))).text
     assert [spec.name for spec in box.specs()] == ["add"]
+
+
+def test_what_no_model_can_be_made_to_write_is_told() -> None:
+    """The tool is there; the argument that no grammar can say is named."""
+    box = allowed(Remote({"type": "object", "properties": {"a": {"pattern": "(?=x)"}, "b": {}}}))
+
+    assert box.refused == {}
+    assert "looks ahead" in box.narrowed["remote"][0]
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
