@@ -33,8 +33,8 @@ _EMPTY: Final = frozenset(
     re.findall(
         r"\w+",
         "a an the of in on at to for from by with and or is are was were be been do does did has have had will would "
-        "can could how many much what which who it its his her their they he she that this these those there if then each "
-        "every per than as all so into out up after before when while",
+        "can could how many much what which who it its his her their they he she that this these those there if then "
+        "each every per than as all so into out up after before when while",
     )
 )
 

@@ -1,11 +1,9 @@
 """Every runner of code keeps to the contract, and no attack gets out of any."""
 
-import os
 import shutil
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +11,7 @@ pytest.importorskip("pydantic_monty", reason="needs nearfar[agents]")
 
 from contracts.code_runner import CodeRunnerContract
 from support.code_attacks import ATTACKS, LIMITS, SECRET, attempt, laid_out
+from support.leaks import left_behind
 
 from nearfar.agents.code_bubblewrap import BubblewrapRunner
 from nearfar.agents.code_monty import MontyRunner
@@ -88,55 +87,13 @@ def test_attacks_are_many_and_differ():
     assert len({(each.family, each.name) for each in ATTACKS}) == len(ATTACKS) >= 60
 
 
-def num_descriptors() -> int:
-    """How many files, pipes and sockets this process has open."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def children() -> set[str]:
-    """The processes that this one started, and theirs."""
-    found = {str(os.getpid())}
-    while True:
-        more = {
-            status.parent.name
-            for status in Path("/proc").glob("[0-9]*/stat")
-            if (text := _read(status)) and text.rpartition(")")[2].split()[1] in found
-        } - found
-        if not more:
-            return found - {str(os.getpid())}
-        found |= more
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def resident_bytes() -> int:
-    """What this process holds in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 async def sessions_leak_nothing(name: str, warm: int, sessions: int) -> None:
-    """Runs good, failing and exploding code; descriptors and processes are then what they were, and memory nearly."""
-    codes = ("print(lookup(1))\n[1, 2]", "1/0", "print('a' * 10**6)", "x = [0] * 10**10", "while True: lookup(1)")
-    before_processes = children()
-    runner = runner_of(name)
+    """Descriptors and processes are what they were after so many sessions, and memory nearly."""
+    left = await left_behind(lambda: runner_of(name), warm=warm, sessions=sessions)
 
-    async def run(count: int) -> None:
-        for i in range(count):
-            await runner.run(codes[i % len(codes)], functions={"lookup": str})
-
-    await run(warm)
-    descriptors, memory = num_descriptors(), resident_bytes()
-    await run(sessions)
-
-    assert num_descriptors() <= descriptors + 1  # a worker that was ended is replaced at the next need
-    assert resident_bytes() < memory + 8 * 2**20
-    await runner.aclose()
-    assert children() <= before_processes
+    assert left.descriptors <= 1  # a worker that was ended is replaced at the next need
+    assert left.memory_bytes < 8 * 2**20
+    assert left.processes == 0
 
 
 @pytest.mark.parametrize("name", ["monty", pytest.param("bubblewrap", marks=needs_bubblewrap)])
