@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nearfar.errors import ConfigError, DataError
 from nearfar.serving.kernels import cpu
 
 from .checkpoint import Checkpoint
-from .format import TENSORS
+from .format import TENSORS, ZERO_STEPS, num_groups, pack
 from .operation import nested_linear
 from .settings import NestedConfig, read_config
 
@@ -52,10 +53,36 @@ class Linear:
             return cls((packed,), tuple(names), rows, config)
         return cls(tuple(found[name] for name in TENSORS), tuple(names), rows, config)
 
+    @classmethod
+    def round(cls, matrix: Tensor, config: NestedConfig) -> Linear:
+        """A matrix of the model that is not stored as planes, each weight rounded to 8 bits; packed, one width."""
+        outputs, inputs = matrix.shape
+        groups = num_groups(inputs, config.group_size)
+        padded = functional.pad(matrix.float(), (0, groups * config.group_size - inputs)).view(outputs, groups, -1)
+        least, most = padded.aminmax(dim=-1)
+        # The format's middle is at most half a range from 0, so that the range holds 0 too; and it is in 1/256 of it.
+        least, most = least.clamp(max=0), most.clamp(min=0)
+        scales = ((most - least) * (1 + 1 / ZERO_STEPS)).clamp(min=1e-6).half()
+        zeros = ((most + least) / 2 / scales.float() * ZERO_STEPS).round().clamp(-128, 127).to(torch.int8)
+        place = padded / scales.float()[:, :, None] - zeros[:, :, None] / ZERO_STEPS + 0.5
+        codes = (place * 256).floor().clamp(0, 255).to(torch.uint8).view(outputs, -1)[:, :inputs]
+        packed = cpu.pack(
+            torch.from_numpy(pack(codes.numpy(), 8)),
+            scales,
+            zeros,
+            torch.zeros((0, outputs, groups), dtype=torch.uint8),
+            torch.zeros((1, 0, 4)),
+            part_rows=[outputs],
+            widths=[8],
+            group_size=config.group_size,
+            num_columns=inputs,
+        )
+        return cls((packed,), (), (outputs,), config)
+
     def __call__(self, x: Tensor, precision: int) -> Tensor:
         """The outputs of all rows of `x`, at what `precision` gives these matrices."""
-        width = self.config.width_of(self.names[0], precision)
-        widths = torch.full((len(x),), width, dtype=torch.int32)
+        width = self.config.width_of(self.names[0], precision) if self.names else 8
+        widths = _same(len(x), width)
         if len(self.tensors) == 1:
             return cpu.packed_linear(x, widths, self.tensors[0], num_outputs=sum(self.part_rows))
         return nested_linear(
@@ -66,6 +93,11 @@ class Linear:
             widths=self.config.widths,
             group_size=self.config.group_size,
         )
+
+
+@lru_cache(maxsize=256)
+def _same(count: int, width: int) -> Tensor:
+    return torch.full((count,), width, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +120,8 @@ class NestedLlama:
 
         Args:
             folder: a Llama, as `nearfar quantize` writes it.
-            dtype: of activations, norms, embeddings and the head.
+            dtype: of activations between the layers, norms and embeddings. Where the CPU kernel runs, the head is
+                rounded to 8 bits, which every precision reads: in full it would take as long as all other matrices.
             max_length: tokens of the longest sequence, prompt and answer.
 
         Raises:
@@ -116,7 +149,10 @@ class NestedLlama:
             return Linear.load(tensors, self.config, names, is_packed=self.is_packed)
 
         self.embeddings = whole("model.embed_tokens.weight")
-        self.head = self.embeddings if page["tie_word_embeddings"] else whole("lm_head.weight")
+        head = self.embeddings if page["tie_word_embeddings"] else whole("lm_head.weight")
+        self.head: Tensor | Linear = head
+        if self.is_packed and cpu.is_supported(head.shape[1], self.config.group_size):
+            self.head = Linear.round(head, self.config)
         self.last_norm = whole("model.norm.weight")
         self.blocks = []
         for layer in range(page["num_hidden_layers"]):
@@ -132,11 +168,11 @@ class NestedLlama:
                 )
             )
         shape = (len(self.blocks), self.num_kv_heads, max_length, self.head_size)
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
         theta = page.get("rope_theta") or page["rope_parameters"]["rope_theta"]
         frequencies = 1.0 / theta ** (torch.arange(0, self.head_size, 2) / self.head_size)
         angles = torch.outer(torch.arange(max_length).float(), frequencies)
-        self.cosines, self.sines = angles.cos().to(dtype), angles.sin().to(dtype)
+        self.cosines, self.sines = angles.cos(), angles.sin()
 
     @property
     def max_length(self) -> int:
@@ -157,26 +193,33 @@ class NestedLlama:
             raise ValueError(f"{start + count} tokens are more than the {self.max_length} that there is room for")
         hidden = self.embeddings[torch.tensor(tokens)]
         for layer, block in enumerate(self.blocks):
-            normed = functional.rms_norm(hidden, (hidden.shape[-1],), block.before_attention, self.epsilon)
+            normed = self._normed(hidden, block.before_attention)
             attended = self._attend(layer, block.attention_in(normed, precision), start)
             hidden = hidden + block.attention_out(attended, precision)
-            normed = functional.rms_norm(hidden, (hidden.shape[-1],), block.before_mlp, self.epsilon)
+            normed = self._normed(hidden, block.before_mlp)
             gate, up = block.mlp_in(normed, precision).chunk(2, -1)
             hidden = hidden + block.mlp_out(functional.silu(gate) * up, precision)
         if start == 0:
             hidden = hidden[-1:]
-        normed = functional.rms_norm(hidden, (hidden.shape[-1],), self.last_norm, self.epsilon)
+        normed = self._normed(hidden, self.last_norm)
+        if isinstance(self.head, Linear):
+            return self.head(normed.float(), precision)
         return functional.linear(normed, self.head).float()
 
+    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Source: Zhang and Sennrich, arXiv:1910.07467; in float32, as Llama has it."""
+        whole = hidden.float()
+        return (whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + self.epsilon)).to(hidden.dtype) * weight
+
     def _attend(self, layer: int, made: Tensor, start: int) -> Tensor:
+        """In float32."""
         count = len(made)
         heads, kv_heads, size = self.num_heads, self.num_kv_heads, self.head_size
-        turned = self._turn(made[:, : (heads + kv_heads) * size].view(count, -1, size), start)
+        split = made.float().view(count, -1, size)
+        turned = self._turn(split[:, : heads + kv_heads], start)
         end = start + count
         self.keys[layer, :, start:end] = turned[:, heads:].transpose(0, 1)
-        self.values[layer, :, start:end] = (
-            made[:, (heads + kv_heads) * size :].view(count, kv_heads, size).transpose(0, 1)
-        )
+        self.values[layer, :, start:end] = split[:, heads + kv_heads :].transpose(0, 1)
         queries = turned[:, :heads].reshape(count, kv_heads, heads // kv_heads, size)
         if start == 0:
             every = queries.permute(1, 2, 0, 3)  # (kv heads, heads of each, tokens, size)
@@ -185,16 +228,14 @@ class NestedLlama:
             out = functional.scaled_dot_product_attention(
                 every, keys.expand(shape), values.expand(shape), is_causal=True
             )
-            return out.permute(2, 0, 1, 3).reshape(count, -1)
+            return out.permute(2, 0, 1, 3).reshape(count, -1).to(made.dtype)
+        queries = queries * size**-0.5
+        keys, values = self.keys[layer].transpose(1, 2), self.values[layer]
         rows = [
-            functional.scaled_dot_product_attention(
-                queries[None, row],
-                self.keys[None, layer, :, : start + row + 1],
-                self.values[None, layer, :, : start + row + 1],
-            )
-            for row in range(count)
+            torch.bmm(torch.bmm(queries[row], keys[:, :, :seen]).softmax(-1), values[:, :seen])
+            for row, seen in enumerate(range(start + 1, end + 1))
         ]
-        return torch.cat(rows).reshape(count, -1)
+        return torch.cat(rows).view(count, -1).to(made.dtype)
 
     def _turn(self, x: Tensor, start: int) -> Tensor:
         """Rotary positions, halves of a head together. Source: Su et al., arXiv:2104.09864, as Llama lays them out."""
