@@ -40,7 +40,7 @@ _AND = re.compile(r",?\s+and\s+", re.IGNORECASE)
 _ALTERNATIVE = r",\s*(?:and\s+|or\s+)?|\s+(?:and|or|&)\s+(?:the\s+)?"
 _NAME = (
     r"(?:'[^']+'|\"[^\"]+\"|`[^`]+`"
-    r"|[A-Z][\w'’.-]*(?:\s+(?:of\s+|de\s+|the\s+)?[A-Z0-9][\w'’.-]*)*(?:,\s[A-Z]{2}\b)?)"
+    r"|[A-Z][\w'’.-]*(?:\s+(?:of\s+|de\s+|the\s+)?[A-Z0-9][\w'’.-]*){0,7}(?:,\s[A-Z]{2}\b)?)"
 )
 _ENDS_OF_NUMBERS = "0123456789%kKM"
 _UNIT = r"[\s-]*[^\W\d][\w/°²³^]*"

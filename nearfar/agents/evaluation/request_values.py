@@ -193,7 +193,7 @@ def text_lists(text: str) -> list[list[str]]:
         [part.strip(" '\"") for part in match[1].split(",") if part.strip()]
         for match in re.finditer(r"\[([^\[\]]+)\]", text)
     ]
-    item = r"(?:'[^']+'|\"[^\"]+\"|`[^`]+`|[A-Z][\w'’.-]*(?:\s+[A-Z][\w'’.-]*)*|[\w-]+(?:\s[\w-]+)?)"
+    item = r"(?:'[^']+'|\"[^\"]+\"|`[^`]+`|[A-Z][\w'’.-]*(?:\s+[A-Z][\w'’.-]*){0,7}|[\w-]+(?:\s[\w-]+)?)"
     for match in re.finditer(rf"{item}(?:,\s+(?!and\b|or\b){item})*,?\s+(?:and|or|&)\s+{item}", text):
         parts = re.split(r",\s*(?:and\s+|or\s+)?|\s+(?:and|or|&)\s+", match.group())
         listed = [trimmed for part in parts if (trimmed := _trimmed(part.strip(" '\"`.")))]
