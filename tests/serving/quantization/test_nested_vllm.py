@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +201,46 @@ def test_a_damaged_model_is_refused_at_start(folder, tmp_path):
 
     with pytest.raises(Exception, match="gate_up_proj' are not finite"):
         vllm.LLM(str(tmp_path), **STARTED, enable_prefix_caching=False)
+
+
+def tensors_of(engine):
+    """What the first layer of an engine's model keeps of its planes."""
+    layer = engine.llm_engine.model_executor.driver_worker.model_runner.model.model.layers[0].mlp.down_proj
+    return sorted(name for name, _ in [*layer.named_parameters(), *layer.named_buffers()])
+
+
+WITHOUT_COMPILER = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_nested_vllm as test
+import vllm
+engine = vllm.LLM({folder!r}, **test.STARTED, enable_prefix_caching=False)
+print(test.tensors_of(engine), test.answers(engine, test.REQUESTS))
+"""
+
+
+def test_the_cpu_kernel_keeps_one_packed_tensor(engine):
+    """And nothing of what it was packed from, also under LoRA."""
+    layer = engine.llm_engine.model_executor.driver_worker.model_runner.model.model.layers[0].self_attn.o_proj
+
+    kept = {name for name, _ in [*layer.base_layer.named_parameters(), *layer.base_layer.named_buffers()]}
+
+    assert kept == {"nearfar_packed"}
+
+
+def test_without_a_compiler_the_reference_answers(folder, tmp_path):
+    """With a warning that says why, and as it does where activations are to stay as they are."""
+    exact = vllm.LLM(str(folder), **STARTED, enable_prefix_caching=False, additional_config={"nearfar_exact": True})
+    script = WITHOUT_COMPILER.format(tests=str(Path(__file__).parent), folder=str(folder))
+
+    made = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "planes" in tensors_of(exact)
+    assert made.stdout.splitlines()[-1] == f"{tensors_of(exact)} {answers(exact, REQUESTS)}"
+    assert "Nested planes run in torch alone, slowly: No C++ compiler ('no-such-compiler')" in made.stderr
