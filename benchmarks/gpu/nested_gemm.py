@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -200,6 +200,8 @@ class Bench:
     cells: list[Cell] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     uses_assembly: bool | None = None
+    capability: int = 0
+    best: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tiles, by shape, rows and width
 
     @property
     def is_over(self) -> bool:
@@ -322,18 +324,12 @@ def clone(weights: Any) -> Any:
     )
 
 
-def tiles(rows: int, columns: int, kind: Ours) -> tuple[Any, ...]:
-    """The candidates of one kernel; the one that finds widths out is long to compile and gets one tile a shape."""
-    found = kernels("triton_tuning").candidates(rows, columns)
-    if kind.told is None or not kind.uses_assembly or kind.stored != WIDTHS:
-        first = found[0]
-        return tuple(
-            tile
-            for tile in found
-            if (tile.rows, tile.outputs, tile.warps, tile.stages)
-            == (first.rows, first.outputs, first.warps, first.stages)
-        )
-    return tuple(found)
+def tiles(bench: Bench, rows: int, shape: tuple[int, int], kind: Ours) -> tuple[Any, ...]:
+    """The candidates of one kernel; what is compared with a nested width gets the tile that was best for that."""
+    if kind.told and (kind.stored, kind.uses_assembly) != (WIDTHS, True) and (*shape, rows, kind.told) in bench.best:
+        return (bench.best[*shape, rows, kind.told],)
+    candidates = kernels("triton_tuning").candidates
+    return tuple(candidates(rows, shape[0], capability=bench.capability, is_mixed=kind.told is None))
 
 
 def product(bench: Bench, nested: Nested, kind: Ours, buffers: Sequence[Any], x: Tensor) -> Product:
@@ -352,7 +348,7 @@ def product(bench: Bench, nested: Nested, kind: Ours, buffers: Sequence[Any], x:
     best, least_s = None, math.inf
     out = torch.empty((len(x), nested.outputs), dtype=x.dtype, device=x.device)
     reasons = []
-    for tile in tiles(len(x), nested.columns, kind):
+    for tile in tiles(bench, len(x), (nested.columns, nested.outputs), kind):
         try:
             took_s = bench.timer([lambda call=call: call(x, out) for call in calls(tile)])  # type: ignore[misc]
         except Exception as exc:  # a tile may ask for more than a GPU has
@@ -362,6 +358,8 @@ def product(bench: Bench, nested: Nested, kind: Ours, buffers: Sequence[Any], x:
             best, least_s = tile, took_s
     if best is None:
         raise RuntimeError(f"no tile runs: {reasons[0] if reasons else 'there is none'}")
+    if kind.told:
+        bench.best.setdefault((nested.columns, nested.outputs, len(x), kind.told), best)
     places = sorted(set(asked))
     return Product(
         kind.name,
@@ -466,14 +464,14 @@ def _compile(job: tuple[Any, ...]) -> None:
         return
 
 
-def jobs_for(rows: Sequence[int]) -> list[tuple[Any, ...]]:
-    """Each kernel once: a split differs from another split in nothing that is compiled."""
+def jobs_for(bench: Bench, rows: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Each kernel once: neither the split nor what else is stored changes what is compiled."""
     found: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for kind in ours():
         for count in rows:
-            for tile in tiles(count, SHAPES[0][0], kind):
-                key = (kind.stored, kind.told, kind.uses_assembly, tile.rows, tile.outputs, tile.warps, tile.stages)
-                found.setdefault((*key, tile.is_swapped, tile.splits > 1), (kind, tile, count))
+            for tile in tiles(bench, count, SHAPES[0], kind):
+                key = (kind.told, kind.uses_assembly, replace(tile, splits=1), tile.splits > 1)
+                found.setdefault(key, (kind, tile, count))
     return sorted(found.values(), key=lambda job: job[0].told is not None)
 
 
@@ -588,10 +586,11 @@ def main(
         properties.L2_cache_size if properties else 1 << 12,
         started_s,
         uses_assembly=on_gpu and torch.version.hip is None,
+        capability=kernels("triton_linear").capability_of(torch.device(device)),
     )
     found = ceilings(bench, is_small=not on_gpu)
     if on_gpu:
-        precompile(jobs_for(rows))
+        precompile(jobs_for(bench, rows))
     compiled_s = clock() - started_s
     for columns, outputs in shapes:
         shape(bench, columns, outputs, rows)

@@ -64,7 +64,6 @@ def census(
     *,
     capability: int = 90,
     group_size: int = BLOCK,
-    stored: Sequence[int] | None = None,
     is_ragged: bool = False,
     is_scaled: bool = False,
     uses_assembly: bool = True,
@@ -76,14 +75,13 @@ def census(
         tile: whose splits count only as one or more.
         capability: 80, 90 or 100.
         group_size: columns.
-        stored: all widths of the matrix; `widths` by default.
         is_ragged: the columns are no multiple of 128.
         is_scaled: inputs were bfloat16.
         uses_assembly: or plain Triton.
     """
     constants = {
         "WIDTHS": sum(1 << width for width in widths),
-        "PLACES": sum(place << 4 * width for place, width in enumerate(stored or widths)),
+        "PLACES": sum(place << 4 * width for place, width in enumerate(widths)),
         "GROUP": group_size,
         "RAGGED": is_ragged,
         "SCALED": is_scaled,
@@ -108,8 +106,8 @@ def census(
         usage = _run("cuobjdump", "-res-usage", binary)
         listing = _run("nvdisasm", "-c", binary)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump tells no registers: {usage[:200]!r}")
+    if found is None or "TRAP" in listing:
+        raise RuntimeError(f"Triton {triton.__version__} compiles {tile} to a trap for sm_{capability}")
     weights = BLOCK * tile.outputs / (32 * tile.warps)
     loops = tuple(
         {name: count / weights for name, count in Counter(loop).most_common()}

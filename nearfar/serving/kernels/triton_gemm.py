@@ -180,7 +180,7 @@ def nested_gemm(
     n_axis: tl.constexpr = 1 if SWAP else 0
     words_at = planes_ptr + tl.expand_dims(offs_n, n_axis) * 16 + tl.expand_dims(lanes, m_axis)
     columns = tl.expand_dims(lanes, n_axis)
-    x_at = x_ptr + tl.expand_dims(offs_m, m_axis) * stride_m + columns
+    x_at = x_ptr + tl.expand_dims(offs_m, m_axis).to(tl.int64) * stride_m + columns
     widths = tl.load(row_widths_ptr + offs_m)
     row_widths = tl.expand_dims(widths, m_axis)
     share = tl.cdiv(blocks, tl.num_programs(1))

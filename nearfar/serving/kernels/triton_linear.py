@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -17,7 +17,7 @@ from .triton_weights import TritonWeights
 KERNEL_VERSION = 1
 
 #: NVIDIA's first architecture with all that the kernels use.
-OLDEST = (8, 0)
+OLDEST = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +32,48 @@ class Tile:
     is_swapped: bool = False  # the weights are the left operand: fewer instructions from 64 rows of x on
 
 
-def default_tile(rows: int, outputs: int, columns: int, processors: int = 132) -> Tile:
+def default_tile(
+    rows: int, outputs: int, columns: int, *, capability: int = 90, processors: int = 132, is_mixed: bool = True
+) -> Tile:
     """A tile for a shape that was not timed: enough programs for every multiprocessor, and no more splits than that.
 
     From the kernels' instruction counts (docs/kernels.md), not from timings.
     """
-    tile = (
-        Tile(16, 128, 4, 4)
-        if rows <= 16
-        else Tile(32, 128, 4, 3)
-        if rows <= 32
-        else Tile(64, 128, 4, 3, is_swapped=True)
-    )
+    tile = shapes(rows, capability=capability, is_mixed=is_mixed)[0]
     programs = -(-rows // tile.rows) * -(-outputs // tile.outputs)
     splits = 1
     while programs * splits * 2 <= 2 * processors and -(-columns // BLOCK) // (splits * 2) >= 4:
         splits *= 2
-    return Tile(tile.rows, tile.outputs, tile.warps, tile.stages, splits, tile.is_swapped)
+    return replace(tile, splits=splits)
+
+
+def shapes(rows: int, *, capability: int, is_mixed: bool) -> tuple[Tile, ...]:
+    """Tiles that compile to a kernel with all registers in place, the one with the fewest instructions first.
+
+    Args:
+        rows: of x.
+        capability: of the GPU, as 90. Swapped operands are for 9.0 alone, where the weights go from registers into the
+            matrix units: on 8.0 they spill, and on 10.0 Triton 3.6 compiles them to a trap.
+        is_mixed: one launch may have several widths, which takes more registers.
+    """
+    if rows <= 16:
+        found = [Tile(16, 128, 4, 4), Tile(16, 128, 8, 4)]
+        return tuple(found if is_mixed else [*found, Tile(16, 128, 4, 6), Tile(16, 64, 4, 4), Tile(16, 64, 2, 4)])
+    if is_mixed:
+        return (Tile(32, 128, 8, 3), Tile(16, 128, 4, 4))
+    small = (Tile(32, 128, 4, 3), Tile(32, 64, 4, 4), Tile(16, 128, 4, 4))
+    if rows <= 32 or capability // 10 != 9:
+        return small
+    swapped = (Tile(64, 128, 4, 3, is_swapped=True), Tile(64, 64, 4, 4, is_swapped=True), *small[:2])
+    return swapped if rows <= 64 else (Tile(128, 128, 8, 3, is_swapped=True), *swapped)
+
+
+def capability_of(device: torch.device) -> int:
+    """Of an NVIDIA GPU, as 90; 0 for other devices."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return int(10 * major + minor)
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -59,8 +84,8 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
         return None
     if device.type != "cuda":
         return f"the device is {device.type!r}, and the kernels run on GPUs"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:
-        return f"the GPU has compute capability {torch.cuda.get_device_capability(device)}; the kernels need {OLDEST}"
+    if torch.version.hip is None and capability_of(device) < OLDEST:
+        return f"the GPU is of sm_{capability_of(device)}, and the kernels need sm_{OLDEST}"
     return None
 
 
@@ -112,11 +137,22 @@ def nested_matmul(
         return out
     if uses_assembly is None:
         uses_assembly = not triton.knobs.runtime.interpret and torch.version.hip is None
+    capability = capability_of(device)
     if tile is None:
-        processors = 132 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
-        tile = default_tile(rows, weights.rows, weights.columns, processors)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if capability else 132
+        tile = default_tile(
+            rows,
+            weights.rows,
+            weights.columns,
+            capability=capability,
+            processors=processors,
+            is_mixed=len(asked) > 1,
+        )
+    if tile.is_swapped and capability // 10 not in (0, 9):
+        raise ValueError(f"the tile is swapped, and Triton compiles no such kernel for capability {capability}")
     if x.stride(1) != 1:
         x = x.contiguous()
+    row_widths = row_widths.contiguous()
     x_scale = row_widths  # not read
     is_scaled = x.dtype == torch.bfloat16
     if is_scaled:
@@ -124,6 +160,9 @@ def nested_matmul(
         x_scale = x.new_empty(rows, dtype=torch.float32)
         scale_rows[(rows,)](x, narrow, x_scale, weights.columns, x.stride(0), BLOCK=4096, num_warps=8)
         x = narrow
+    affine = weights.affine
+    if len(asked) == 1:  # the kernel is then that of a matrix with this width alone
+        affine = affine[weights.widths.index(asked[0]) * weights.groups * weights.rows :]
     splits = min(tile.splits, weights.blocks)
     made = out if splits == 1 else x.new_empty((splits, rows, weights.rows), dtype=torch.float32)
     grid = (-(-rows // tile.rows) * -(-weights.rows // tile.outputs), splits)
@@ -131,7 +170,7 @@ def nested_matmul(
         x,
         row_widths,
         weights.words,
-        weights.affine,
+        affine,
         weights.row_scale,
         x_scale,
         made,
@@ -163,7 +202,7 @@ def constants(
     """What the kernel is compiled for."""
     return {
         "WIDTHS": sum(1 << width for width in asked),
-        "PLACES": sum(place << 4 * width for place, width in enumerate(weights.widths)),
+        "PLACES": sum(weights.widths.index(width) << 4 * width for width in asked) if len(asked) > 1 else 0,
         "GROUP": weights.group_size,
         "RAGGED": weights.columns % BLOCK != 0,
         "SCALED": is_scaled,

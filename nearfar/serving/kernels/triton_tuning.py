@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .triton_linear import KERNEL_VERSION, Tile, nested_matmul
+from .triton_linear import KERNEL_VERSION, Tile, capability_of, nested_matmul, shapes
 from .triton_unpacking import BLOCK
 from .triton_weights import TritonWeights
 
@@ -33,30 +33,16 @@ def gpu_name(device: torch.device) -> str:
     """What timings are kept under: one name for all GPUs of a kind."""
     if device.type != "cuda":
         return str(device.type)
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
+    return f"{torch.cuda.get_device_name(device)} sm_{capability_of(device)}"
 
 
-def candidates(rows: int, columns: int) -> tuple[Tile, ...]:
-    """Tiles worth timing: those that compile without spills, for 1 to 128 rows."""
-    if rows <= 16:
-        shapes = [Tile(16, 128, 4, 4), Tile(16, 128, 4, 6), Tile(16, 64, 4, 4), Tile(16, 64, 2, 4)]
-    elif rows <= 32:
-        shapes = [Tile(32, 128, 4, 3), Tile(32, 64, 4, 4), Tile(16, 128, 4, 4)]
-    else:
-        shapes = [
-            Tile(64, 128, 4, 3, is_swapped=True),
-            Tile(64, 64, 4, 4, is_swapped=True),
-            Tile(32, 128, 4, 3),
-            Tile(64, 128, 4, 3),
-        ]
-        if rows > 64:
-            shapes.insert(0, Tile(128, 128, 8, 3, is_swapped=True))
+def candidates(rows: int, columns: int, *, capability: int = 90, is_mixed: bool = False) -> tuple[Tile, ...]:
+    """Tiles worth timing: `shapes`, each with its columns whole and in parts."""
     blocks = -(-columns // BLOCK)
     splits = [count for count in (1, 2, 4, 8) if count == 1 or blocks // count >= 4]
     return tuple(
-        Tile(tile.rows, tile.outputs, tile.warps, tile.stages, count, tile.is_swapped)
-        for tile in shapes
+        replace(tile, splits=count)
+        for tile in shapes(rows, capability=capability, is_mixed=is_mixed)
         for count in splits
     )
 
@@ -145,7 +131,11 @@ def tune(
     run = _launcher(weights, rows, widths) if launch is None else launch
     best: tuple[float, Tile] | None = None
     failed: Exception | None = None
-    for tile in candidates(rows, weights.columns) if tiles is None else tiles:
+    if tiles is None:
+        tiles = candidates(
+            rows, weights.columns, capability=capability_of(weights.words.device), is_mixed=len(widths) > 1
+        )
+    for tile in tiles:
         try:
             run(tile)  # compiles
             took_s = timer(lambda tile=tile: run(tile))  # type: ignore[misc]

@@ -13,7 +13,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from nearfar.serving.kernels.triton_backend import blocked_linear, install, linear  # noqa: E402
-from nearfar.serving.kernels.triton_linear import Tile, default_tile, nested_matmul, unsupported  # noqa: E402
+from nearfar.serving.kernels.triton_linear import Tile, default_tile, nested_matmul, shapes, unsupported  # noqa: E402
 from nearfar.serving.kernels.triton_weights import refusal, repack  # noqa: E402
 from nearfar.serving.quantization.format import NestedWeights  # noqa: E402
 
@@ -202,6 +202,8 @@ def test_a_strided_and_offset_input_is_read_right():
     for x in (wide[1::2, 3:67], wide[1::2, 1:129:2]):
         made = nested_matmul(x, row_widths, ready, tile=SMALL)
         assert torch.equal(made, nested_matmul(x.contiguous(), row_widths, ready, tile=SMALL))
+    spread = torch.tensor([2, 0, 8, 0, 2, 0, 8, 0], dtype=torch.int32)[::2]
+    assert torch.equal(made, nested_matmul(x, spread, ready, tile=SMALL))
 
 
 def test_a_width_that_is_not_stored_makes_its_row_nan():
@@ -266,6 +268,17 @@ def test_the_default_tile_reads_a_real_layer():
     check(made, x, row_widths, weights, FLOAT16_STEP)
     assert default_tile(2, 192, 576).splits == 1
     assert default_tile(1, 4096, 14336).splits > 1
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 100, 120])
+@pytest.mark.parametrize("rows", [1, 16, 17, 64, 65, 128, 1000])
+def test_only_hopper_swaps_the_operands(capability, rows):
+    """Elsewhere the kernel spills or is a trap."""
+    for is_mixed in (False, True):
+        found = shapes(rows, capability=capability, is_mixed=is_mixed)
+        assert not any(tile.is_swapped for tile in found)
+        assert found[0].rows <= 32
+    assert shapes(128, capability=90, is_mixed=False)[0].is_swapped
 
 
 def test_the_backend_is_the_operation():
