@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 from agent_tables import agent_documents
+from call_tables import call_documents
 from capacity_tables import capacity_documents
 from guarantee_tables import guarantee_documents
 from quantization_tables import quantization_documents
@@ -59,6 +60,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield ROOT / "docs" / "cli.md", cli_reference()
     yield from guarantee_documents()
     yield from agent_documents()
+    yield from call_documents()
     yield from capacity_documents()
     yield from retrieval_documents()
     yield from routing_documents()
