@@ -498,7 +498,7 @@ _TOOLS_KINDS: Mapping[str, type[ToolsSettings]] = {
 class AgentSettings(_Section):
     """Roles, tools and limits of one agent; docs/agents.md."""
 
-    kind: Literal["alpha-umi", "rewoo"] = "alpha-umi"
+    kind: Literal["alpha-umi", "rewoo", "self-ask", "conductor"] = "alpha-umi"
     model: str = AUTO  # of roles that name none
     roles: dict[str, RoleSettings] = Field(default_factory=dict)
     tools: dict[str, ToolsSettings] = Field(default_factory=dict)

@@ -966,6 +966,14 @@ def build_graph(agent: AgentSettings) -> Graph:
             from nearfar.agents.rewoo import Rewoo
 
             return Rewoo()
+        case "self-ask":
+            from nearfar.agents.self_ask import SelfAsk
+
+            return SelfAsk()
+        case "conductor":
+            from nearfar.agents.conductor import Conductor
+
+            return Conductor()
         case _:
             assert_never(agent.kind)
 

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 _BUSY_S = 30.0
 
 
+_FORGET = """DELETE FROM WRITES WHERE thread_id = ? AND EXISTS (
+    SELECT 1 FROM WRITES AS cut WHERE cut.thread_id = WRITES.thread_id AND cut.checkpoint_id = WRITES.checkpoint_id
+    AND cut.task_id = WRITES.task_id AND cut.channel = '__error__')"""
+
+
 class _Locks(Protocol):
     async def take(self, run_id: str) -> bool: ...
 
@@ -46,7 +51,9 @@ class RunStore:
     saver: BaseCheckpointSaver[Any]
     journal: Journal
     _locks: _Locks
-    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _writes: str  # the table of what nodes gave since the newest checkpoint
+    _undo: Callable[[], Awaitable[None]]
+    _stack: AsyncExitStack
 
     @asynccontextmanager
     async def claim(self, run_id: str) -> AsyncIterator[None]:
@@ -61,6 +68,18 @@ class RunStore:
             yield
         finally:
             await self._locks.release(run_id)
+
+    async def forget_cut_nodes(self, run_id: str) -> None:
+        """Drops what nodes that failed or were cancelled have left, so that they are done again from their beginning.
+
+        LangGraph keeps what a node wrote before it was cancelled, and takes it for all that the node had to say: the
+        edge that leads on is then missing, and the run would end there.
+        """
+        await self.journal.database.rows(_FORGET.replace("WRITES", self._writes), (run_id,))
+
+    async def settle(self) -> None:
+        """Undoes what a cancelled node had begun to write; its locks would keep every other connection waiting."""
+        await self._undo()
 
     async def is_claimed(self, run_id: str) -> bool:
         """Whether somebody works on the run just now."""
@@ -78,6 +97,10 @@ class RunStore:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+async def _nothing() -> None:
+    """Statements of Postgres are undone with what cancelled them."""
 
 
 def _serde() -> JsonPlusSerializer:
@@ -117,13 +140,19 @@ async def open_sqlite(path: Path) -> RunStore:
             await database.rows(statement)
         saver = AsyncSqliteSaver(connections[0], serde=_serde())
         await saver.setup()
+
+        async def undo() -> None:
+            async with saver.lock:
+                await connections[0].rollback()
+
+        stack.push_async_callback(undo)
     except (OSError, sqlite3.Error) as exc:
         await stack.aclose()
         raise _unusable(str(path), exc) from exc
     except BaseException:
         await stack.aclose()
         raise
-    return RunStore(saver, Journal(database), _FileLocks(path.with_name(f"{path.name}.runs")), stack)
+    return RunStore(saver, Journal(database), _FileLocks(path.with_name(f"{path.name}.runs")), "writes", undo, stack)
 
 
 async def _use_write_ahead_log(connection: aiosqlite.Connection) -> None:
@@ -234,7 +263,7 @@ async def open_postgres(url: str) -> RunStore:
     except BaseException:
         await stack.aclose()
         raise
-    return RunStore(saver, Journal(database), _AdvisoryLocks(database), stack)
+    return RunStore(saver, Journal(database), _AdvisoryLocks(database), "checkpoint_writes", _nothing, stack)
 
 
 @dataclass(frozen=True, slots=True)

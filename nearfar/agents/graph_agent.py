@@ -170,6 +170,7 @@ class GraphAgent:
         """One stretch of work: from the newest checkpoint to the end, an approval, or a failure."""
         journal = self._team.store.journal
         config = {"configurable": {"thread_id": run_id}, "recursion_limit": _MOST_NODES}
+        await self._team.store.forget_cut_nodes(run_id)
         before = await self._graph.aget_state(config)
         start: Any = None
         if not before.values:
@@ -186,6 +187,8 @@ class GraphAgent:
                         yield event
             except NearfarError as exc:
                 failure = str(exc)
+            finally:
+                await self._team.store.settle()
         after = await self._graph.aget_state(config)
         result = _result(run_id, after.values, waits=bool(after.interrupts), failure=failure)
         await journal.set_run(run_id, result)
