@@ -31,7 +31,7 @@ from typing import Any
 from provenance import RESULTS, data_folder, provenance, save
 
 WIDTHS = (2, 4, 6, 8)
-REQUESTS, TOKENS, EPSILON = 16, 16, 0.25
+REQUESTS, TOKENS, EXACT_TOKENS, EPSILON = 16, 16, 6, 0.25
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -113,6 +113,7 @@ def mixed(folder: Path, dtype: str, prompts: list[str], *, is_exact: bool) -> di
     from nearfar.serving.quantization.precision import salt
 
     server = engine(folder, dtype, is_exact=is_exact)
+    num_tokens = EXACT_TOKENS if is_exact else TOKENS  # torch unpacks every layer for every width, which takes long
     asked = [(prompts[i // len(WIDTHS)], WIDTHS[i % len(WIDTHS)]) for i in range(REQUESTS)]
 
     def run(batch: list[tuple[str, int]], shared: str | None = None) -> list[Reply]:
@@ -120,7 +121,7 @@ def mixed(folder: Path, dtype: str, prompts: list[str], *, is_exact: bool) -> di
             [{"prompt": prompt, "cache_salt": shared or salt(width)} for prompt, width in batch],
             [
                 vllm.SamplingParams(
-                    temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=2, extra_args={"bits": width}
+                    temperature=0, max_tokens=num_tokens, ignore_eos=True, logprobs=2, extra_args={"bits": width}
                 )
                 for _, width in batch
             ],
@@ -143,7 +144,7 @@ def mixed(folder: Path, dtype: str, prompts: list[str], *, is_exact: bool) -> di
     margins = [margin for reply in alone for margin in reply.margins]
     return {
         "requests": REQUESTS,
-        "tokens": TOKENS,
+        "tokens": num_tokens,
         "epsilon": EPSILON,
         "near_ties": sum(margin < EPSILON for margin in margins),
         "positions": len(margins),
@@ -206,6 +207,7 @@ def main() -> None:
     """Runs each part in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--report", action="store_true", help="write the results of what is there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -233,6 +235,8 @@ def main() -> None:
     }
     for kind, detail in parts:
         path = work / f"serving-{kind}-{detail}.json"
+        if arguments.report and not path.exists():
+            continue
         if not path.exists():
             command = [sys.executable, __file__, "--work", str(work), "--part", f"{kind}:{detail}"]
             subprocess.run(command, env=os.environ | SETTINGS, check=True)

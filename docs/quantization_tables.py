@@ -99,8 +99,11 @@ def _serving(result: dict[str, Any]) -> str:
         ),
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for dtype, row in result["mixed"].items():
-        of = {"float32-exact": "float32, in torch"}.get(dtype, f"{dtype}, on the kernel")
+    named = {
+        {"float32-exact": "float32, in torch"}.get(kind, f"{kind}, on the kernel"): row
+        for kind, row in result["mixed"].items()
+    }
+    for name, row in named.items():
         for key, label in (
             ("together", "nothing cached"),
             ("with_cached_prefixes", "each width's prefixes cached"),
@@ -108,16 +111,16 @@ def _serving(result: dict[str, Any]) -> str:
         ):
             part = row[key]
             lines.append(
-                f"| {of}; {label} | {part['identical']} of {row['requests']} | {part['differing_at_near_ties']} "
+                f"| {name}; {label} | {part['identical']} of {row['requests']} | {part['differing_at_near_ties']} "
                 f"| {part['differing_otherwise']} | {part['noise']:.2g} | {part['cached_tokens']} |"
             )
-    about = next(iter(result["mixed"].values()))
-    ties = ", ".join(f"{row['near_ties']} of {row['positions']} in {name}" for name, row in result["mixed"].items())
+    ties = ", ".join(f"{row['near_ties']} of {row['positions']} ({name})" for name, row in named.items())
+    epsilon = next(iter(named.values()))["epsilon"]
     lines += [
         "",
         (
-            f"{about['tokens']} tokens each. A near-tie is a position where the two likeliest tokens are less than "
-            f"{about['epsilon']} nats apart, two steps of bfloat16 at the size of the logits: {ties}."
+            f"A near-tie is a position where the two likeliest tokens are less than {epsilon} nats apart, two steps of "
+            f"bfloat16 at the size of the logits: {ties} positions."
         ),
     ]
     return "\n".join(lines)
