@@ -8,6 +8,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OPTIONS ?=
 
 TESTED_BY := hypothesis pytest pytest-asyncio pytest-timeout
+# Triton's interpreter is chosen before Triton is imported, which vLLM does; .venv-triton has these.
+NOT_TRITON := --ignore-glob='*/test_triton_*'
 
 export HF_HUB_OFFLINE ?= 1
 export NEARFAR_DATA   ?= ../shared/data
@@ -22,7 +24,7 @@ demo: $(VENV)/.base ## answer a handful of questions on this machine, one from d
 
 test: $(VENV)/.dev ## every behaviour, large counts reduced; what needs torch or vLLM where their environments are
 	$(BIN)/pytest -m "not soak" $(OPTIONS)
-	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization tests/serving/kernels || exit 1; done
+	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization tests/serving/kernels $(NOT_TRITON) || exit 1; done
 	@test ! -f .venv-triton/.quantize || .venv-triton/bin/pytest tests/serving/kernels
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a script writes
@@ -38,13 +40,13 @@ format: $(VENV)/.dev ## make the formatter and the linter's fixes
 vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs it too (2 GB)
 
 test-torch: .venv-torch/.quantize ## the quantizer and its operation, with torch in an environment of its own (1 GB)
-	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels
+	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels $(NOT_TRITON)
 
 test-triton: .venv-triton/.quantize ## the GPU kernels with no GPU: Triton's interpreter, and what they compile to
 	.venv-triton/bin/pytest tests/serving/kernels
 
 test-vllm: .venv-vllm/.quantize ## nested weights inside the real vLLM
-	.venv-vllm/bin/pytest tests/serving/quantization tests/serving/kernels
+	.venv-vllm/bin/pytest tests/serving/quantization tests/serving/kernels $(NOT_TRITON)
 
 .venv-torch/.quantize: pyproject.toml
 	@test -d .venv-torch || $(PYTHON) -m venv .venv-torch
