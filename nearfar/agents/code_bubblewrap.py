@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,7 @@ from nearfar.errors import ConfigError
 
 from .code_border import MAX_CODE_CHARACTERS, Function, Grants
 from .code_conversation import Conversation, NotReady, line_limit
+from .code_seccomp import filter_program, supports
 from .processes import end
 from .types import CodeLimits, CodeResult
 
@@ -41,15 +44,16 @@ class BubblewrapRunner:
 
     Around the process: namespaces of its own for processes, network, mounts, names and shared memory; no capability;
     nothing mounted but the interpreter and its libraries, read-only, and a scratch folder of 8 MiB in memory. On it:
-    hard limits for address space, processor time, files and processes (none besides itself), and the clock of the host,
-    which stands still while a granted function runs. Use it in one event loop.
+    hard limits for address space, processor time, files and processes (none besides itself), a filter of system calls
+    (`code_seccomp`), and the clock of the host, which stands still while a granted function runs. Use it in one event
+    loop.
 
     Args:
         workers: how many pieces of code run at once.
         limits: where a run names none.
 
     Raises:
-        ConfigError: bubblewrap is not installed, or this system is none of Linux.
+        ConfigError: bubblewrap is not installed, or this is no Linux on x86_64 or aarch64.
     """
 
     def __init__(self, *, workers: int = 2, limits: CodeLimits | None = None) -> None:
@@ -58,6 +62,10 @@ class BubblewrapRunner:
             raise ConfigError(
                 "Code in real CPython needs bubblewrap, which is not here. Install it (apt install bubblewrap), "
                 "or use the runner 'monty'."
+            )
+        if not supports():
+            raise ConfigError(
+                f"The sandbox with bubblewrap knows no system calls of {platform.machine()!r}. Use the runner 'monty'."
             )
         self._bwrap = found
         self._limits = limits or CodeLimits()
@@ -112,16 +120,32 @@ class BubblewrapRunner:
         """Nothing is held between runs."""
 
     async def _start(self, limits: CodeLimits) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *_sandbox(self._bwrap),
-            *_interpreter(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={},
-            cwd="/",
-            limit=line_limit(limits),
-        )
+        with _filter_file() as seccomp:
+            return await asyncio.create_subprocess_exec(
+                *_sandbox(self._bwrap),
+                "--seccomp",
+                str(seccomp),
+                *_interpreter(),
+                pass_fds=(seccomp,),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={},
+                cwd="/",
+                limit=line_limit(limits),
+            )
+
+
+@contextmanager
+def _filter_file() -> Iterator[int]:
+    """A descriptor to read the filter of system calls from; each sandbox reads its own."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, filter_program())  # far less than a pipe holds
+        os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
 
 
 @cache

@@ -182,16 +182,17 @@ class CodeRunnerContract:
 
     async def test_cancelling_within_a_function_stops_both(self, runner):
         """A run that waits for a function is ended, too."""
-        is_stopped = asyncio.Event()
+        is_started, is_stopped = asyncio.Event(), asyncio.Event()
 
         async def wait() -> None:
+            is_started.set()
             try:
                 await asyncio.sleep(600)
             finally:
                 is_stopped.set()
 
         run = asyncio.create_task(runner.run("wait()", functions={"wait": wait}))
-        await asyncio.sleep(0.3)
+        await is_started.wait()
 
         run.cancel()
 

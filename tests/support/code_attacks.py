@@ -212,6 +212,11 @@ ATTACKS = [
     Attack("process", "unshare", "import ctypes\nif ctypes.CDLL(None).unshare(0x00020000) == 0: print('ESCAPED')"),
     Attack(
         "process",
+        "user namespace",
+        "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) == 0: print('ESCAPED')",
+    ),
+    Attack(
+        "process",
         "ptrace",
         f"import ctypes\nif ctypes.CDLL(None).ptrace(16, {os.getpid()}, 0, 0) == 0: print('ESCAPED')",
     ),
@@ -258,6 +263,23 @@ ATTACKS = [
     ),
     Attack(
         "memory", "catch it", "x = []\nwhile True:\n    try: x.append('a' * 10**6)\n    except MemoryError: pass", True
+    ),
+    Attack(
+        "memory",
+        "tmpfs in a namespace of its own",
+        "import ctypes, os\nc = ctypes.CDLL(None)\nif c.unshare(0x10020000) == 0:\n    os.mkdir('/tmp/m')\n    c.mount(b't', b'/tmp/m', b'tmpfs', 0, None)\n"
+        "    for i in range(64): open(f'/tmp/m/{i}', 'wb').write(b'a' * 10**6)\n    print('ESCAPED')",
+    ),
+    Attack(
+        "memory",
+        "memfd",
+        "import os\nfor i in range(20): os.write(os.memfd_create(str(i)), b'a' * 10**6)\nprint('ESCAPED')",
+        True,
+    ),
+    Attack(
+        "memory",
+        "System V",
+        "import ctypes\nif ctypes.CDLL(None).shmget(0, 10**8, 0o1600) >= 0: print('ESCAPED')",
     ),
     # --- time
     Attack("time", "loop", "while True: pass", True),
