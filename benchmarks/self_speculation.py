@@ -30,8 +30,8 @@ from transformers import AutoTokenizer
 from nearfar.serving.quantization.llama import NestedLlama
 from nearfar.serving.quantization.speculation import Decoded, Policy, decode, speculate
 
-PROMPTS, TOKENS, EPSILON, RESAMPLES = 200, 32, 0.25, 2000
-FEW = 40  # prompts for the ways that are only looked at
+PROMPTS, TOKENS, EPSILON, RESAMPLES = 200, 24, 0.25, 2000
+FEW = 20  # prompts for the ways that are only looked at
 WAYS = {
     "2 bits, 1 drafted": (Policy(2, 8, length=1), FEW),
     "3 bits, 2 drafted": (Policy(3, 8, length=2), FEW),
