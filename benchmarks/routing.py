@@ -28,7 +28,6 @@ import os
 import random
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ from nearfar.router.routing_evaluation import (
     oracle_scores,
     routing_metrics,
 )
-from nearfar.router.routing_table import RoutedQuery, load_routed
+from nearfar.router.routing_table import ANSWER_TEXT, RoutedQuery, load_routed, signal_names
 from nearfar.types import Embedder
 
 MIXTRAL, GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
@@ -62,6 +61,8 @@ MMLU_PRO = (
     "Meta-Llama-3.1-405B-Instruct-Turbo",
     ("logit_ppl_conf", "verbal_conf", "tokens_out"),
 )
+#: After the near answer of GSM8K, which has no log-probabilities, its text is all that tells.
+GSM8K_ANSWERS = ("routellm_gsm8k", MIXTRAL, GPT4, (ANSWER_TEXT,))
 NUM_FOLDS = 5
 PACKAGES = ("scikit-learn", "numpy", "wordllama")
 DATA = data_folder()
@@ -247,10 +248,10 @@ def measured(
     }
 
 
-def curve(table: str) -> dict[str, Any]:
-    """The default's APGR on one held-out fold, fitted to ever larger parts of the rest."""
-    weak, strong = PAIRS[table]
-    examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong))
+def curve(table: str, keeper: Keeper, resamples: int) -> dict[str, Any]:
+    """The default's APGR, pooled out of fold, fitted to ever larger parts of each fold's rest."""
+    near, far = PAIRS[table]
+    examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=near, strong=far))
     folds = fold_numbers(examples, NUM_FOLDS)
     points = []
     for share in (0.1, 0.2, 0.4, 0.7, 1.0):
@@ -260,11 +261,22 @@ def curve(table: str) -> dict[str, Any]:
             train = random.Random(fold).sample(train, max(60, round(share * len(train))))
             sizes.append(len(train))
             inside = [i for i, at in enumerate(folds) if at == fold]
-            predicted = make("auto").fit(train).predict([examples[i] for i in inside])
-            for i, value in zip(inside, predicted, strict=True):
+
+            def score(train: Any = train, inside: Any = inside) -> list[float]:
+                predicted: list[float] = make("auto").fit(train).predict([examples[i] for i in inside])
+                return predicted
+
+            for i, value in zip(inside, keeper.scores(table, f"curve {share} {fold}", score), strict=True):
                 found[i] = value
-        metrics = routing_metrics(found, [each.weak for each in examples], [each.strong for each in examples])
-        points.append({"n": round(statistics.fmean(sizes)), "apgr": metrics.apgr})
+        weak, strong = [each.weak for each in examples], [each.strong for each in examples]
+        interval = bootstrap_metrics(found, weak, strong, resamples=resamples)["apgr"]
+        points.append(
+            {
+                "n": round(statistics.fmean(sizes)),
+                "apgr": routing_metrics(found, weak, strong).apgr,
+                "interval": [interval.low, interval.high],
+            }
+        )
         print(points[-1], flush=True)
     return {"table": table, "router": "auto", "points": points}
 
@@ -273,12 +285,14 @@ def cascade(
     spec: tuple[str, str, str, tuple[str, ...]], texts: Mapping[str, str] | None, keeper: Keeper, resamples: int
 ) -> dict[str, Any]:
     """Routers that judge the near answer, beside its signals alone."""
-    table, weak, strong, signals = spec
-    rows = load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong, signals=signals)
+    table, weak, strong, columns = spec
+    rows = load_routed(DATA / "router" / f"{table}.parquet", weak=weak, strong=strong, signals=columns)
+    signals = signal_names(columns, rows)
     examples = examples_of(rows, texts)
     scores = baselines(examples)
-    for name in signals:
+    for name in signals if ANSWER_TEXT not in columns else ["answer_is_marked"]:
         scores[f"{name} alone"] = [-each.signals.get(name, math.nan) for each in examples]
+    against = f"{signals[0]} alone" if ANSWER_TEXT not in columns else "auto (text alone)"
     made = {"auto (text alone)": make("auto"), "hybrid": make("hybrid", signals=signals)}
     minilm = keeper.minilm()
     if minilm is not None and texts is None:
@@ -291,7 +305,8 @@ def cascade(
         "strong": strong,
         "signals": signals,
         "n": len(examples),
-        "rows": summary(scores, examples, f"{signals[0]} alone", resamples),
+        "against": against,
+        "rows": summary(scores, examples, against, resamples),
     }
 
 
@@ -551,7 +566,8 @@ def main() -> None:
         parser.error("--router needs --keep")
     keeper = Keeper(options.keep)
     tables = [options.table] if options.table else list(PAIRS)
-    head = provenance(f"python benchmarks/routing.py {' '.join(sys.argv[1:])}", PACKAGES)
+    named = f" --table {options.table}" if options.table else ""
+    head = provenance(f"python benchmarks/routing.py {options.part}{named}", PACKAGES)
     start = time.perf_counter()
     if options.part == "vectors":
         keep_vectors(options.keep / "minilm.npz", tables)
@@ -559,7 +575,7 @@ def main() -> None:
     if options.part == "cascades":
         questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
         texts = dict(zip(questions["query_id"].to_pylist(), questions["query"].to_pylist(), strict=True))
-        for each, known in ((LLAMA, None), (MMLU_PRO, texts)):
+        for each, known in ((LLAMA, None), (MMLU_PRO, texts), (GSM8K_ANSWERS, None)):
             if options.table in (None, each[0]):
                 started = time.perf_counter()
                 figures = cascade(each, known, keeper, options.resamples)
@@ -571,7 +587,7 @@ def main() -> None:
             figures = (
                 predictive(table, keeper, options.router, options.fold, options.resamples)
                 if options.part == "predictive"
-                else curve(table)
+                else curve(table, keeper, options.resamples)
             )
             if figures is not None:
                 save({**head, **figures, "took_s": time.perf_counter() - started}, f"routing_{options.part}_{table}")

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ from nearfar.router.routing_evaluation import bootstrap_metrics, routing_metrics
 from nearfar.router.routing_table import load_routed
 
 NUM_FOLDS = 5
+#: Scores are kept by the code that made them.
+CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 NEAR_DUPLICATE = 0.8
 Predictor = Callable[[Any, Any], Any]  # positions to learn from, positions to predict → predictions
 
@@ -117,20 +119,28 @@ class Table:
 
         return predict
 
-    def measured(self, attempts: dict[str, Predictor], num_draws: int) -> list[dict[str, Any]]:
-        """Each attempt's APGR, pooled out of fold, for several draws of the folds."""
+    def measured(
+        self, attempts: dict[str, Predictor], num_draws: int, keeper: Keeper, table: str
+    ) -> list[dict[str, Any]]:
+        """Each attempt's APGR, pooled out of fold, for several draws of the folds; the scores are kept."""
         weak, strong = [each.weak for each in self.examples], [each.strong for each in self.examples]
         rows = []
         for name, predict in attempts.items():
             draws = []
             for seed in range(num_draws):
-                folds, found = np.array(fold_numbers(self.examples, NUM_FOLDS, seed=seed)), np.zeros(len(weak))
-                for fold in range(NUM_FOLDS):
-                    inside = np.flatnonzero(folds == fold)
-                    found[inside] = predict(np.flatnonzero(folds != fold), inside)
-                draws.append(routing_metrics(found.tolist(), weak, strong).apgr)
+
+                def score(predict: Predictor = predict, seed: int = seed) -> list[float]:
+                    folds, found = np.array(fold_numbers(self.examples, NUM_FOLDS, seed=seed)), np.zeros(len(weak))
+                    for fold in range(NUM_FOLDS):
+                        inside = np.flatnonzero(folds == fold)
+                        found[inside] = predict(np.flatnonzero(folds != fold), inside)
+                    scores: list[float] = found.tolist()
+                    return scores
+
+                found = keeper.scores(table, f"attempt {CODE} {name.replace('/', ' ')} {seed}", score)
+                draws.append(routing_metrics(found, weak, strong).apgr)
                 if seed == 0:
-                    interval = bootstrap_metrics(found.tolist(), weak, strong, resamples=300)["apgr"]
+                    interval = bootstrap_metrics(found, weak, strong, resamples=300)["apgr"]
             rows.append({"attempt": name, "apgr": draws[0], "interval": [interval.low, interval.high], "draws": draws})
             print(rows[-1], flush=True)
         return rows
@@ -273,7 +283,7 @@ def gsm8k(keeper: Keeper) -> dict[str, Any]:
         "form with MiniLM and worked answers": table.blend(informed),
         "words, form with MiniLM and worked answers": table.blend(table.words, informed),
     }
-    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 3)}
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 3, keeper, "gsm8k")}
 
 
 def mmlu(keeper: Keeper) -> dict[str, Any]:
@@ -285,6 +295,7 @@ def mmlu(keeper: Keeper) -> dict[str, Any]:
     difficulty, num_texts = pro_traits(table)
     extra = told(table.gains, other_outcomes(table, rows))
     mini, kernel = table.linear(table.minilm, penalty=60), table.linear(table.minilm, num_features=1200, penalty=3)
+    features, outcomes = table.blend(table.words, table.forest, kernel), table.blend(table.words, extra=extra)
     attempts = {
         "words": table.blend(table.words),
         "words, topics by trees": table.blend(table.words, table.forest),
@@ -292,14 +303,16 @@ def mmlu(keeper: Keeper) -> dict[str, Any]:
             table.words, table.forest, table.linear(table.static, penalty=60)
         ),
         "words, trees, form with MiniLM": table.blend(table.words, table.forest, mini),
-        "words, trees, random features of form and MiniLM": table.blend(table.words, table.forest, kernel),
+        "words, trees, random features of form and MiniLM": features,
         "words, trees, form with MiniLM and MMLU-Pro's difficulty": table.blend(
             table.words, table.forest, table.linear(table.minilm, 0.1 * difficulty, penalty=60)
         ),
-        "words; 87 other outcomes of training questions": table.blend(table.words, extra=extra),
-        "words, trees, random features; 87 other outcomes": table.blend(table.words, table.forest, kernel, extra=extra),
+        "words; 87 other outcomes of training questions": outcomes,
+        "random features and 87 other outcomes, their mean": lambda learn, positions: (
+            features(learn, positions) + outcomes(learn, positions)
+        ),
     }
-    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1)}
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1, keeper, "mmlu")}
 
 
 def other_outcomes(table: Table, rows: Sequence[Any]) -> Any:
@@ -375,7 +388,29 @@ def cascade(keeper: Keeper) -> dict[str, Any]:
     attempts["words, form with MiniLM, those and MMLU-Pro's difficulty"] = judge(mini, mixtral, difficulty)
     one, two = judge(mini, mixtral), judge(mini, mixtral, difficulty)
     attempts["the mean of the last two"] = lambda learn, positions: one(learn, positions) + two(learn, positions)
-    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1)}
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1, keeper, "cascade")}
+
+
+#: Where each table's queries are, with the models and the signals that count.
+TABLES = {
+    "gsm8k": ("routellm_gsm8k", *PAIRS["routellm_gsm8k"], ()),
+    "mmlu": ("routellm_mmlu", *PAIRS["routellm_mmlu"], ()),
+    "cascade": LLAMA,
+}
+
+
+def kept(table: str, keeper: Keeper) -> dict[str, Any]:
+    """The attempts whose scores are all kept, measured; nothing is fitted."""
+    name, weak, strong, signals = TABLES[table]
+    rows = load_routed(DATA / "router" / f"{name}.parquet", weak=weak, strong=strong, signals=signals)
+    found = [path.name for path in sorted((keeper.folder or Path()).glob(f"{table} attempt {CODE} *"))]
+    attempts = [each.removeprefix(f"{table} attempt {CODE} ").rsplit(" 0 ", 1)[0] for each in found if " 0 " in each]
+
+    def unknown(learn: Any, positions: Any) -> Any:
+        raise SystemExit(f"The scores of an attempt at {table} were cut off; run it again without --kept.")
+
+    measured = Table(examples_of(rows), None, None).measured(dict.fromkeys(attempts, unknown), 1, keeper, table)
+    return {"n": len(rows), "rows": measured}
 
 
 def mmlu_quality(table: Table) -> Any:
@@ -389,10 +424,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade"])
     parser.add_argument("--keep", type=Path, required=True, help="the folder with MiniLM's vectors")
+    parser.add_argument("--kept", action="store_true", help="measure those attempts alone whose scores are there")
     options = parser.parse_args()
     start = time.perf_counter()
-    head = provenance(f"python benchmarks/routing_attempts.py {' '.join(sys.argv[1:])}", PACKAGES)
-    found = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table](Keeper(options.keep))
+    head = provenance(f"python benchmarks/routing_attempts.py {options.table}", PACKAGES)
+    keeper = Keeper(options.keep)
+    attempt = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table]
+    found = kept(options.table, keeper) if options.kept else attempt(keeper)
     save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_attempts_{options.table}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TABLES = ("routellm_gsm8k", "routellm_mmlu")
-CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence")
+CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence", "routellm_gsm8k")
 DULL = "plain tfidf ridge"
 
 
@@ -65,7 +65,7 @@ def _apgr(rows: dict[str, dict[str, Any]], name: str) -> str:
 
 def _which() -> str:
     gsm, mmlu = (_rows(f"predictive_{table}") for table in TABLES)
-    llama, pro = (_rows(f"cascade_{table}") for table in CASCADES)
+    llama, pro, sums = (_rows(f"cascade_{table}") for table in CASCADES)
     logs = _read("logs")["log_level_mean_full_recordings"]
     slowest = max(row["median_ms"] for row in _read("latency")["rows"] if row["router"] == "auto")
     return _table(
@@ -102,6 +102,12 @@ def _which() -> str:
                 f"its perplexity alone {_apgr(pro, 'logit_ppl_conf alone')}, chance 0.5",
             ],
             [
+                "a near answer that calculates, and no log-probabilities",
+                "`--router auto --signal answer_text`, which reads its `response`",
+                f"APGR {_apgr(sums, 'hybrid')} (GSM8K)",
+                f"the question alone {_apgr(sums, 'auto (text alone)')}",
+            ],
+            [
                 "a small classifier near, a language model far",
                 "a cascade with the classifier as its first tier, and past mistakes in the far prompt",
                 f"log level: {logs['cascade']:.3f} right, a quarter sent on",
@@ -136,7 +142,8 @@ def _predictive(table: str) -> str:
 def _curves() -> str:
     curves = [_read(path.stem.removeprefix("routing_")) for path in sorted(RESULTS.glob("routing_curve_*.json"))]
     lines = [
-        f"- `{each['table']}`: " + ", ".join(f"{point['apgr']:.3f} with {point['n']:,}" for point in each["points"])
+        f"- `{each['table']}`: "
+        + ", ".join(f"{point['apgr']:.3f} {_span(point['interval'])} with {point['n']:,}" for point in each["points"])
         for each in curves
     ]
     return "\n".join(lines)
@@ -144,7 +151,7 @@ def _curves() -> str:
 
 def _cascade(found: dict[str, Any]) -> str:
     rows = sorted(found["rows"], key=lambda row: -row["apgr"])
-    alone = f"{found['signals'][0]} alone"
+    alone = found.get("against") or f"{found['signals'][0]} alone"
     told = f"`{found['table']}`, {found['weak']} to {found['strong']}, n = {found['n']:,}:"
     made = _table(
         ["score", "APGR", "95 %", f"less {alone}"],
