@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
-from jsonschema.validators import validator_for
-from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from nearfar.models.json_schema_grammar import SchemaRefused
+from nearfar.models.json_schema_grammar import SchemaRefused, schema_validator
 from nearfar.models.tool_prompt import tool_grammar
 from nearfar.types import ToolCall, ToolSpec
 
@@ -25,11 +23,17 @@ class CallChecker:
     """Checks calls against the schemas of tools.
 
     Args:
-        specs: the tools; their schemas are valid; see `unfit`.
+        specs: the tools.
     """
 
     def __init__(self, specs: Iterable[ToolSpec]) -> None:
-        self._validators = {spec.name: _validator(spec.parameters) for spec in specs}
+        self._validators: dict[str, Any] = {}
+        self._refused: dict[str, str] = {}
+        for spec in specs:
+            try:
+                self._validators[spec.name] = _validator(json.dumps(spec.parameters))
+            except SchemaRefused as exc:
+                self._refused[spec.name] = str(exc)
 
     def problem(self, call: ToolCall) -> str | None:
         """Why the call is not valid: which field and why; None: it is."""
@@ -38,6 +42,8 @@ class CallChecker:
 
     def arguments(self, call: ToolCall) -> dict[str, Any] | str:
         """The call's arguments, or why they are none."""
+        if call.name in self._refused:
+            return f"the tool {call.name!r} cannot be used: its schema cannot be checked: {self._refused[call.name]}"
         validator = self._validators.get(call.name)
         if validator is None:
             return self._unknown(call.name)
@@ -75,11 +81,9 @@ def unfit(spec: ToolSpec) -> str | None:
     return None
 
 
-def _validator(parameters: Mapping[str, Any]) -> Any:
-    """A validator that fetches nothing: left to itself, jsonschema asks the network for a schema that is not there."""
-    schema = dict(parameters)
-    nowhere: Registry[Any] = Registry()
-    return validator_for(schema, default=Draft202012Validator)(schema, registry=nowhere)
+@lru_cache(maxsize=1024)
+def _validator(parameters: str) -> Any:
+    return schema_validator(json.loads(parameters))
 
 
 def _errors(validator: Any, arguments: Mapping[str, Any]) -> list[ValidationError]:

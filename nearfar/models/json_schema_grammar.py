@@ -8,7 +8,6 @@ that every value ends.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from urllib.parse import unquote
 from .grammar import ANY as ANY_CHARACTER
 from .grammar import NOTHING, Impossible, Node, Repeated, Text, Unsupported, either, optional, sequence
 from .number_grammar import any_number, decimals, integers, listed, multiples
-from .text_grammar import all_but, as_json, format_text, json_string, limited, pattern_text
+from .text_grammar import all_but, as_json, format_text, json_string, limited, nests_repetitions, pattern_text, searcher
 
 #: What a schema may be.
 Schema: TypeAlias = "Mapping[str, Any] | bool"
@@ -93,7 +92,7 @@ def schema_grammar(schema: Schema, *, is_object: bool = False) -> SchemaGrammar:
     Raises:
         SchemaRefused: nothing fits it, or it uses what no grammar here can say.
     """
-    validator = _validator(schema)
+    validator = schema_validator(schema)
     reason: Exception | None = None
     start: Schema = schema
     if is_object and (isinstance(schema, bool) or schema.get("type") != "object"):
@@ -113,15 +112,18 @@ def schema_grammar(schema: Schema, *, is_object: bool = False) -> SchemaGrammar:
     raise SchemaRefused(str(reason)) from reason
 
 
-def _validator(schema: Schema) -> Any:
-    """A validator of the schema's draft that fetches nothing.
+def schema_validator(schema: Schema) -> Any:
+    """jsonschema's validator of the schema's draft, which fetches nothing and always ends.
+
+    Left to itself, jsonschema asks the network for a schema that is not there, recurses without end on one that applies
+    itself to the same value, and searches some patterns for longer than anybody waits.
 
     Raises:
-        SchemaRefused: the schema is not valid.
+        SchemaRefused: the schema is not valid, or it is such a one.
     """
     from jsonschema import Draft202012Validator  # here, since it takes 80 ms, and most queries have no tools
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
+    from jsonschema.exceptions import SchemaError, ValidationError
+    from jsonschema.validators import extend, validator_for
     from referencing import Registry
 
     root: Any = schema if isinstance(schema, bool) else dict(schema)
@@ -133,8 +135,15 @@ def _validator(schema: Schema) -> Any:
     except RecursionError as exc:
         raise SchemaRefused("it is nested too deeply") from exc
     _require_descent(root)
+    _require_quick_patterns(root)
+
+    def pattern(_: Any, wanted: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+        if isinstance(instance, str) and not searcher(wanted)(instance):
+            yield ValidationError(f"{instance!r} does not match {wanted!r}")
+
     nowhere: Registry[Any] = Registry()
-    return kind(root, registry=nowhere)
+    quick: Any = extend(kind, {"pattern": pattern})  # type: ignore[no-untyped-call]  # its stubs leave arguments out
+    return quick(root, registry=nowhere)
 
 
 def _require_descent(root: Any) -> None:
@@ -157,6 +166,24 @@ def _require_descent(root: Any) -> None:
                 raise SchemaRefused("it refers to itself for the same value, without end")
             elif id(inner) not in done:
                 path.append((inner, compiler.beside(inner)))
+
+
+def _require_quick_patterns(root: Any) -> None:
+    """Returns if every pattern is searched in time that the text bounds.
+
+    Raises:
+        SchemaRefused: one is not.
+    """
+    for schema in _mappings(root):
+        patterns = [schema["pattern"]] if isinstance(schema.get("pattern"), str) else []
+        names = list(schema["patternProperties"]) if isinstance(schema.get("patternProperties"), Mapping) else []
+        try:
+            for pattern in [*patterns, *names]:
+                searcher(pattern)
+            if any(nests_repetitions(pattern_text(name, most=None)) for name in names):
+                raise SchemaRefused("a pattern of names repeats repetitions, which may take for ever")
+        except Unsupported as exc:
+            raise SchemaRefused(f"a pattern may take for ever: {exc}") from exc
 
 
 class _OutOfFuel(Unsupported):
@@ -448,7 +475,7 @@ class _Compiler:
         try:
             if "pattern" in rest:
                 text = limited(pattern_text(rest["pattern"]), least, most)
-                if any(re.search(rest["pattern"], value) for value in excluded):
+                if any(map(searcher(rest["pattern"]), excluded)):
                     raise Unsupported("a text of a pattern that is not another one cannot be kept to")
                 return as_json(text)
             known = format_text(str(rest.get("format", "")))
@@ -1065,10 +1092,7 @@ def _additional(rest: Mapping[str, Any]) -> Schema:
 
 
 def _found(pattern: str, name: str) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as exc:
-        raise Unsupported(f"the pattern {pattern!r} is not a regular expression: {exc}") from exc
+    return searcher(pattern)(name)
 
 
 def _bound(value: float, *, up: bool) -> int:

@@ -7,9 +7,9 @@ as a JSON string does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, NoReturn
 
 from .grammar import (
@@ -24,6 +24,7 @@ from .grammar import (
     Sequenced,
     Text,
     Unsupported,
+    accepts,
     either,
     ranges_of,
     sequence,
@@ -42,8 +43,6 @@ _DIGITS: Final[Ranges] = ((48, 57),)
 _WORD: Final[Ranges] = ((48, 57), (65, 90), (95, 95), (97, 122))
 _BLANK: Final[Ranges] = ((9, 13), (32, 32))
 _DOT: Final = without(ANY.ranges, ((10, 10), (13, 13), (0x2028, 0x2029)))
-
-_ANY_TEXT: Final = Repeated(ANY, 0, MOST)
 
 
 # --- from texts to JSON ----------------------------------------------------------------------------------------------
@@ -249,11 +248,47 @@ def _all_but(rest: frozenset[str], least: int, most: int) -> Node:
 # --- regular expressions ---------------------------------------------------------------------------------------------
 
 
-def pattern_text(pattern: str) -> Node:
+@lru_cache(maxsize=1024)
+def searcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a text holds the pattern, in time that the text's length bounds.
+
+    Python's `re` goes back and forth over repetitions inside repetitions, `(a+)+`, for longer than anybody waits; such
+    patterns are matched by their grammar.
+
+    Raises:
+        Unsupported: it is no regular expression, or it has such repetitions and no grammar.
+    """
+    try:
+        node = pattern_text(pattern, most=None)
+    except Unsupported:
+        if re.search(r"\)(?:[*+]|\{)", pattern):
+            raise
+        compiled = re.compile(pattern)
+        return lambda text: compiled.search(text) is not None
+    if nests_repetitions(node):
+        return lambda text: accepts(node, text)
+    compiled = re.compile(pattern)
+    return lambda text: compiled.search(text) is not None
+
+
+def nests_repetitions(node: Node, *, is_inside: bool = False) -> bool:
+    """Whether something is repeated without bound inside of what is."""
+    if isinstance(node, Repeated):
+        is_endless = node.most is None
+        return (is_inside and is_endless) or nests_repetitions(node.body, is_inside=is_inside or is_endless)
+    inner = node.parts if isinstance(node, Sequenced) else node.options if isinstance(node, Either) else ()
+    return any(nests_repetitions(each, is_inside=is_inside) for each in inner)
+
+
+def pattern_text(pattern: str, *, most: int | None = MOST) -> Node:
     """Texts in which Python's `re.search` finds the pattern; where it is not anchored, anything may stand around it.
 
     What a class means beyond ASCII differs between dialects, so `\\d`, `\\w`, `\\s` and what they exclude stay within
     ASCII: fewer texts, never more.
+
+    Args:
+        pattern: a regular expression.
+        most: how often a repetition without a bound is repeated; None: it has none.
 
     Raises:
         Unsupported: it looks ahead or behind, refers back, or uses what no two dialects share.
@@ -262,7 +297,7 @@ def pattern_text(pattern: str) -> Node:
         re.compile(pattern)
     except re.error as exc:
         raise Unsupported(f"the pattern {pattern!r} is not a regular expression: {exc}") from exc
-    parser = _Pattern(pattern)
+    parser = _Pattern(pattern, most)
     try:
         return parser.whole()
     except Unsupported as exc:
@@ -274,6 +309,7 @@ class _Pattern:
     """A parser of the part of regular expressions that dialects share."""
 
     text: str
+    most: int | None
     at: int = 0
     depth: int = field(default=0)
 
@@ -292,7 +328,8 @@ class _Pattern:
         is_end = self.take("$") or self.take("\\Z")
         if self.peek() not in ("", "|", ")"):
             self.fail("has an anchor inside")
-        return sequence(*([] if is_start else [_ANY_TEXT]), body, *([] if is_end else [_ANY_TEXT]))
+        around = Repeated(ANY, 0, self.most)
+        return sequence(*([] if is_start else [around]), body, *([] if is_end else [around]))
 
     def alternatives(self) -> Node:
         options = [self.branch()]
@@ -307,17 +344,19 @@ class _Pattern:
         return sequence(*parts)
 
     def counted(self, atom: Node) -> Node:
-        least, most = 1, 1
+        least = 1
+        most: int | None = 1
         if self.take("*"):
-            least, most = 0, MOST
+            least, most = 0, self.most
         elif self.take("+"):
-            least, most = 1, MOST
+            least, most = 1, self.most
         elif self.take("?"):
             least, most = 0, 1
         elif match := re.compile(r"\{(\d+)(,?)(\d*)\}").match(self.text, self.at):
             self.at = match.end()
             least = int(match[1])
-            most = int(match[3]) if match[3] else max(MOST, least) if match[2] else least
+            open_end = None if self.most is None else max(self.most, least)
+            most = int(match[3]) if match[3] else open_end if match[2] else least
         elif match := re.compile(r"\{,(\d+)\}").match(self.text, self.at):
             self.fail("has a {,n}, which dialects read differently")
         else:
@@ -327,7 +366,7 @@ class _Pattern:
         self.take("?")  # lazy: the same texts
         if self.peek() in ("*", "+", "?"):
             self.fail("has two quantifiers")
-        if least > _MOST_REPEATED or most > _MOST_REPEATED:
+        if least > _MOST_REPEATED or (most or 0) > _MOST_REPEATED:
             self.fail(f"repeats something more than {_MOST_REPEATED} times")
         return Repeated(atom, least, most)
 

@@ -174,6 +174,17 @@ def test_the_schema_of_calls_takes_valid_calls_only() -> None:
     assert not validator.is_valid({"calls": []})
 
 
+async def test_a_tool_whose_schema_is_none_is_a_problem() -> None:
+    """Not an error: the next role is told."""
+    broken = ToolSpec("broken", "", {"type": "object", "properties": {"a": {"type": "frob"}}})
+    responder, _ = router(near=[wrote("broken", a=1)])
+
+    found = await CallWriter(responder, ["near"]).write(Query("?", tools=(broken,), tool_choice="required"))
+
+    assert found.problem is not None
+    assert "'frob'" in found.problem.text
+
+
 class Finder:
     """Finds what it was told to."""
 

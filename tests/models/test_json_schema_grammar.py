@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ from jsonschema.exceptions import SchemaError
 
 from nearfar.models import gbnf as notation
 from nearfar.models.grammar import accepts, completed, gbnf, sampled
-from nearfar.models.json_schema_grammar import SchemaRefused, schema_grammar
+from nearfar.models.json_schema_grammar import SchemaRefused, schema_grammar, schema_validator
+from nearfar.models.text_grammar import searcher
 
 
 def _fuzzed() -> ModuleType:
@@ -211,6 +213,8 @@ def test_what_does_not_fit_is_not(schema: dict[str, Any], outside: list[str]) ->
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "no end"),
         ({"oneOf": [{"type": "string"}, {"type": "string", "pattern": "a"}]}, "told apart"),
         ({"$ref": "#"}, "without end"),
+        ({"type": "string", "pattern": "(?=a)(a+)+$"}, "for ever"),
+        ({"type": "object", "patternProperties": {"^(a+)+$": {}}}, "for ever"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"oneOf": [{"type": "null"}, {"$ref": "#/$defs/a"}]}}}, "without end"),
         ({"type": "frob"}, "not valid"),
         ({"type": "object", "properties": {"a": {"type": "frob"}}}, "not valid"),
@@ -221,6 +225,24 @@ def test_what_no_grammar_can_say_is_refused_with_the_reason(schema: Any, why: st
     """Never a wider one."""
     with pytest.raises(SchemaRefused, match=why):
         schema_grammar(schema)
+
+
+def test_a_pattern_that_backtracks_for_ever_is_searched_at_once() -> None:
+    """A server may send one; Python's own search would not come back."""
+    schema = {"enum": ["a" * 60 + "!", "a" * 60], "pattern": "^(a+)+$"}
+
+    assert accepts(schema_grammar(schema).node, f'"{"a" * 60}"')
+    assert not accepts(schema_grammar(schema).node, f'"{"a" * 60}!"')
+    assert not schema_validator(schema).is_valid("a" * 5_000 + "!")
+
+
+@given(
+    st.sampled_from([*FUZZED.PATTERNS, "^([a-z]+-)*[a-z]+$", "(ab?)+c", "x{2,}"]),
+    st.text("abcxyzfo-@.mü1 AZ", max_size=12),
+)
+def test_a_searcher_finds_what_re_finds(pattern: str, text: str) -> None:
+    """Whichever way it goes."""
+    assert searcher(pattern)(text) == bool(re.search(pattern, text))
 
 
 def test_what_is_left_out_is_told() -> None:
