@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -97,6 +97,8 @@ def linear(
     )
     if why is None and any(tensor.is_inference() for tensor in tensors):
         why = "the weights are inference tensors, whose changes nobody can see"
+    if why is None and not _is_capturing(x) and not agrees(x.device, x.dtype, tuple(widths), group_size):
+        why = f"on {x.device} the kernels do not give what the reference gives; please report it"
     if why is not None:
         _warn(why)
         return operation.reference(x, row_widths, *tensors, part_rows, widths, group_size)
@@ -115,6 +117,64 @@ def linear(
 
 
 _REPACKED = WeakTensorKeyDictionary()
+
+
+@cache
+def agrees(
+    device: torch.device,
+    dtype: torch.dtype,
+    widths: tuple[int, ...],
+    group_size: int,
+    multiply: Callable[[Tensor, Tensor, TritonWeights], Tensor] = nested_matmul,
+) -> bool:
+    """Whether the kernels give what float64 gives, on a small random matrix with few and with many rows.
+
+    Asked once before they are trusted with a kind of matrix: a compiler or a GPU that no test ran with may be wrong.
+    """
+    random = torch.Generator().manual_seed(0)
+    rows, columns = 40, 2 * max(128, group_size)
+    groups, lower = columns // group_size, len(widths) - 1
+    planes = torch.randint(0, 256, (-(-widths[-1] // 2), rows, columns // 4), generator=random, dtype=torch.uint8)
+    scales = torch.rand((rows, groups), generator=random).half() + 0.5
+    zeros = torch.randint(-20, 20, (rows, groups), generator=random, dtype=torch.int8)
+    refits = torch.randint(0, 256, (lower, rows, groups), generator=random, dtype=torch.uint8)
+    ranges = torch.tensor([[[0.8, 0.02, -0.02, 0.002]] * lower]).view(1, lower, 4)
+    tensors = (planes, scales, zeros, refits, ranges)
+    weights = repack(
+        *(tensor.to(device) for tensor in tensors),
+        part_rows=[rows],
+        widths=widths,
+        group_size=group_size,
+        columns=columns,
+    )
+    exact = {
+        width: operation.dequantize(
+            *tensors,
+            part_rows=[rows],
+            widths=widths,
+            group_size=group_size,
+            width=width,
+            num_columns=columns,
+            dtype=torch.float64,
+        )
+        for width in widths
+    }
+    for count in (5, 20):
+        x = torch.randn((count, columns), generator=random).to(dtype)
+        asked = [widths[row % len(widths)] for row in range(count)]
+        made = multiply(x.to(device), torch.tensor(asked, dtype=torch.int32, device=device), weights).double().cpu()
+        for row, width in enumerate(asked):
+            off = (made[row] - exact[width] @ x[row].double()).abs()
+            # Of the sum of the magnitudes: float16 keeps 11 bits, bfloat16 8.
+            allowed = (2e-3 if dtype == torch.float16 else 8e-3) * (exact[width].abs() @ x[row].double().abs())
+            if not bool((off <= allowed).all()):
+                return False
+    return True
+
+
+def _is_capturing(x: Tensor) -> bool:
+    """Whether a graph is being captured, in which nothing may wait for the device."""
+    return bool(x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 @cache

@@ -162,6 +162,8 @@ class NestedQuantization(QuantizationConfig):  # type: ignore[misc]
         vllm_config = get_current_vllm_config()
         if self.rows is None:
             _check_combination(vllm_config)
+            if torch.device(vllm_config.device_config.device).type == "cuda":
+                _install_gpu_kernels()
             self.rows = RowPrecisions(
                 self.config.widths[-1],
                 vllm_config.scheduler_config.max_num_batched_tokens,
@@ -387,6 +389,16 @@ def _runs_on_cpu_kernel(config: VllmConfig) -> bool:
         _log.warning("Nested planes run in torch alone, slowly: %s", exc)
         return False
     return True
+
+
+def _install_gpu_kernels() -> None:
+    """Makes Triton's kernels the operation's backend; where they do not run, it goes to its reference and warns."""
+    try:
+        from nearfar.serving.kernels import triton_backend
+    except ImportError as exc:
+        _log.warning("Nested planes run in torch alone, slowly: %s", exc)
+        return
+    triton_backend.install()
 
 
 def _check_combination(config: VllmConfig) -> None:

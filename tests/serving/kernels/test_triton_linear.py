@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed; `make test-triton
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from nearfar.serving.kernels.triton_backend import blocked_linear, install, linear  # noqa: E402
+from nearfar.serving.kernels.triton_backend import agrees, blocked_linear, install, linear  # noqa: E402
 from nearfar.serving.kernels.triton_linear import Tile, default_tile, nested_matmul, shapes, unsupported  # noqa: E402
 from nearfar.serving.kernels.triton_weights import refusal, repack  # noqa: E402
 from nearfar.serving.quantization.format import NestedWeights  # noqa: E402
@@ -306,6 +306,26 @@ def test_the_backend_reads_odd_groups_by_the_reference():
         made = linear(x, row_widths, *tensors(weights).values(), [16], [2, 8], 24)
 
     check(made, x, row_widths, weights, FLOAT16_STEP)
+
+
+def test_kernels_that_disagree_with_the_reference_are_not_trusted():
+    """On a device whose compiler goes wrong in one row, in one width, or everywhere."""
+    device = torch.device("cpu")
+
+    def off_in_one_row(x, row_widths, weights):
+        made = nested_matmul(x, row_widths, weights)
+        made[-1] *= 1.02
+        return made
+
+    def off_at_one_width(x, row_widths, weights):
+        return nested_matmul(x, row_widths.where(row_widths != 2, 8), weights)
+
+    def nothing(x, row_widths, weights):
+        return x.new_full((len(x), weights.rows), float("nan"))
+
+    assert agrees(device, torch.float16, (2, 8), 64)
+    for broken in (off_in_one_row, off_at_one_width, nothing):
+        assert not agrees(device, torch.float16, (2, 8), 64, broken)
 
 
 def test_the_backend_is_registered_for_cuda():
