@@ -35,8 +35,8 @@ from .desk import (
 )
 from .roles import RoleAnswer, answered, decision_of, query_of, span_score, written
 from .scope import Scope, only_reads, plan_format, read_calls
-from .trace import Trace, canonical, events, observed_calls, shown, to_plain
-from .types import Called, Decided, Observation, Observed, Planned, Wrote
+from .trace import Trace, canonical, events, observed_calls, shown, times_made, to_plain
+from .types import Called, Decided, Limits, Observation, Observed, Planned, Wrote
 
 Next: TypeAlias = Literal["caller", "summarizer", "give up"]
 Rationale: TypeAlias = Literal["steps", "words"]
@@ -147,20 +147,21 @@ class AlphaUmi:
         if (stop := desk.limit(state, step=step)) is not None:
             return stop
         tools = in_scope(desk, scope_of(state))
+        fresh = [tool for tool in tools if tool.name not in worn(desk.task.limits, state.get("trace", []))]
         ask = desk.ask(
             {**state, "step": step},
             PLANNER,
             *self._conversation(state, desk, tools),
-            response_format=planner_format(tools, self.rationale),
+            response_format=planner_format(fresh, self.rationale),
         )
         said = await answered(
             desk.responder,
             desk.roles[PLANNER],
             ask,
-            key=lambda answer: " ".join(filter(None, read_plan(answer.text, tools)[1:])),
+            key=lambda answer: " ".join(filter(None, read_plan(answer.text, fresh)[1:])),
             score=plan_score,
         )
-        rationale, following, tool = read_plan(said.answer.text, tools)
+        rationale, following, tool = read_plan(said.answer.text, fresh)
         planned = Planned(step, rationale, following, plan_score(said.answer))
         update: Update = {"step": step, "plan": {"next": following, "tool": tool, "rationale": rationale}}
         if following == _GIVE_UP:
@@ -265,6 +266,12 @@ def in_scope(desk: Desk, scope: Scope) -> list[ToolSpec]:
     if desk.off_plan == "ask":
         names.update(scope.asking)
     return [spec for spec in desk.toolbox.specs() if spec.name in names]
+
+
+def worn(limits: Limits, trace: Trace) -> set[str]:
+    """The tool whose last call was made as often as it may be: what it gives is known, so that it is not offered."""
+    called = [event for event in events(trace) if isinstance(event, Called)]
+    return {called[-1].call.name} if called and times_made(trace, called[-1].call) >= limits.repeats else set()
 
 
 def scope_messages(task: str, tools: Sequence[ToolSpec]) -> tuple[Message, ...]:
@@ -393,6 +400,9 @@ def read_plan(text: str, tools: Sequence[ToolSpec]) -> tuple[str, Next, str | No
         return rationale, "give up", None
     names = [tool.name for tool in tools if said_lower in (tool.name.lower(), _marker(tool.name).lower())]
     named = names or [tool.name for tool in tools if tool.name in marker]
+    steps = rationale.split(_THEN)
+    if named and steps[0] != named[0] and all(step in {tool.name for tool in tools} | {_ANSWER} for step in steps):
+        rationale = _THEN.join([named[0], *steps])  # told so, it makes sense to the planner when it is asked again
     return rationale, "caller", named[0] if named else None
 
 

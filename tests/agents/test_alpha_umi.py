@@ -8,6 +8,7 @@ from nearfar.agents.alpha_umi import AlphaUmi
 from nearfar.agents.functions import FunctionTool
 from nearfar.agents.policy import ToolPolicy
 from nearfar.agents.types import Called, Ended, Limits, NeedsApproval, Observed, Planned, Task, Wrote
+from nearfar.types import Query
 
 
 def read_file(path: str) -> str:
@@ -54,14 +55,37 @@ async def test_giving_up_is_an_outcome(tmp_path: Path) -> None:
     assert (result.status, result.reason) == ("gave_up", "nothing here sends mail")
 
 
-async def test_the_same_call_again_and_again_is_a_loop(tmp_path: Path) -> None:
-    """The third time, by default, it is not made."""
+async def test_the_same_calls_in_turns_are_a_loop(tmp_path: Path) -> None:
+    """The third time, by default, a call is not made."""
     async with agent(
-        AlphaUmi(), tmp_path, READERS, planner=[plan("call read_file")], caller=[arguments(path="a")]
+        AlphaUmi(),
+        tmp_path,
+        READERS,
+        planner=[plan("call read_file"), plan("call add")] * 3,
+        caller=[arguments(path="a"), arguments(a=1, b=2)] * 3,
     ) as tested:
         result = await tested.run("Read it.")
 
-    assert (result.status, result.tool_calls) == ("looped", 2)
+    assert (result.status, result.tool_calls) == ("looped", 4)
+
+
+async def test_a_call_made_twice_in_a_row_is_not_offered_again(tmp_path: Path) -> None:
+    """What it gives is known: the planner has to choose among the rest."""
+    offered = []
+
+    def planner(query: Query) -> str:
+        assert query.response_format is not None
+        assert query.response_format.schema is not None
+        markers = query.response_format.schema["properties"]["next"]["enum"]
+        offered.append("call read_file" in markers)
+        return plan("call read_file" if offered[-1] else "answer")
+
+    async with agent(
+        AlphaUmi(), tmp_path, READERS, planner=[planner], caller=[arguments(path="a")], summarizer=["It."]
+    ) as tested:
+        result = await tested.run("Read it.")
+
+    assert (result.status, result.tool_calls, offered) == ("answered", 2, [True, True, False])
 
 
 async def test_steps_are_limited(tmp_path: Path) -> None:
