@@ -3,6 +3,7 @@
     python benchmarks/retrieval_scale.py vectors             embed real texts; needs sentence-transformers
     python benchmarks/retrieval_scale.py build SIZE          make the collection; goes on where it was stopped
     python benchmarks/retrieval_scale.py measure SIZE        search it in a fresh process
+    python benchmarks/retrieval_scale.py open SIZE           open it in nine fresh processes, and keep the median
     python benchmarks/retrieval_scale.py report              benchmarks/results/retrieval_scale.json
 
 The vectors are real: MiniLM's (384 numbers) of SciFact's abstracts and of the multi-hop passages, tiled to the size
@@ -43,7 +44,7 @@ _BLOCK = 10_000
 def main() -> None:
     """Runs one stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["vectors", "build", "measure", "report"])
+    parser.add_argument("stage", choices=["vectors", "build", "measure", "open", "report"])
     parser.add_argument("size", nargs="?", type=int, choices=SIZES)
     parser.add_argument("--work", type=Path, default=ROOT / ".benchmarks" / "retrieval_scale", help="scratch folder")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop a build after so long")
@@ -57,6 +58,8 @@ def main() -> None:
         parser.error(f"{given.stage} needs a SIZE")
     elif given.stage == "build":
         build(given.work, given.size, given.seconds)
+    elif given.stage == "open":
+        reopen(given.work, given.size)
     else:
         measure(given.work, given.size)
 
@@ -204,6 +207,27 @@ def measure(work: Path, size: int) -> None:
             }
         )
     )
+
+
+def reopen(work: Path, size: int) -> None:
+    """Opens it again and again, each time in a process that has opened nothing before."""
+    if "NEARFAR_BENCH_OPEN" in os.environ:
+        from nearfar.retrieval.collection import Collection
+
+        embedder = Tiled(work)
+        started = time.perf_counter()
+        Collection(work / f"c{size}", embedder)
+        print(time.perf_counter() - started)
+        return
+    script = [sys.executable, __file__, "open", str(size), "--work", str(work)]
+    environment = os.environ | {"NEARFAR_BENCH_OPEN": "1", "OMP_NUM_THREADS": "1"}
+    took = [
+        float(subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout)
+        for _ in range(9)
+    ]
+    path = work / f"{size}.json"
+    facts = json.loads(path.read_text())["measure"]
+    note(work, size, "measure", facts | {"open_s": float(np.median(took)), "open_s_each": took})
 
 
 def timed(ask: Callable[[int], object], name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The measured tables of retrieval-quality.md and tools.md, from the committed result of `benchmarks/retrieval.py`."""
+"""The measured tables of the pages on retrieval and tools, from the committed results of `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ BEGIN, END = "<!-- measured: {} -->", "<!-- end of measured -->"
 def retrieval_documents() -> Iterator[tuple[Path, str]]:
     """The pages with their tables as the result has them."""
     result = json.loads((ROOT / "benchmarks" / "results" / "retrieval.json").read_text())
+    result["scale"] = json.loads((ROOT / "benchmarks" / "results" / "retrieval_scale.json").read_text())
     tables = {
-        "scifact": _scifact, "multi-hop": _multi_hop, "compression": _compression, "tools": _tools,
+        "scifact": _scifact, "multi-hop": _multi_hop, "compression": _compression, "tools": _tools, "scale": _scale,
     }  # fmt: skip
-    for name in ("retrieval-quality.md", "tools.md"):
+    for name in ("retrieval-quality.md", "tools.md", "retrieval.md"):
         path = ROOT / "docs" / name
         text = path.read_text()
         for key, table in tables.items():
@@ -76,6 +77,12 @@ def _compression(part: Mapping[str, Any]) -> list[str]:
         for name, found in half["answer survives"].items()
         if "," not in name
     ]
+    unseen = "nearfar, unseen half"
+    if unseen in half["answer survives"]:
+        cells = f"{_cell(half['answer survives'][unseen])} | {_cell(fifth['answer survives'][unseen])}"
+        lines.append(
+            f"| nearfar, on the {half['answer survives'][unseen]['n']} questions that chose nothing | {cells} |"
+        )
     lines.append(f"| tokens a second | {half['tokens_per_s']:,.0f} | {fifth['tokens_per_s']:,.0f} |")
     speech = part["sotu"]
     key = "four fifths of them"
@@ -103,3 +110,33 @@ def _tools(part: Mapping[str, Any]) -> list[str]:
         f"{_gain(new['recall@1 of others, change'])}."
     )
     return [*lines, "", f"n = {part['requests']:,} requests for {part['tools']} tools.", about]
+
+
+def _scale(part: Mapping[str, Any]) -> list[str]:
+    sizes = part["sizes"]
+    rows: list[tuple[str, Any]] = [
+        ("time to put them, s", lambda built, _: f"{built['put_s']:,.0f}"),
+        ("time to index them, s", lambda built, _: f"{built['index_s']:,.0f}"),
+        ("recall@10", lambda _, found: _span(found["recall_at_10"], found["recall_at_10_interval"])),
+        ("a search, median ms (95 % within)", lambda _, found: _times(found["search_ms"])),
+        ("… the fastest of five rounds", lambda _, found: _times(found["search_best_ms"])),
+        ("… processor time, mean ms", lambda _, found: f"{found['search_cpu_ms']:.1f}"),
+        ("opening, s (median of nine)", lambda _, found: f"{found['open_s']:.2f}"),
+        ("resident memory, MB", lambda _, found: f"{found['memory_mb']:,.0f}"),
+        ("vectors on disk, MB", lambda _, found: f"{found['disk_mb']['vectors']:,.0f}"),
+        ("words on disk, MB", lambda _, found: f"{found['disk_mb']['words']:,.0f}"),
+        ("database, MB", lambda _, found: f"{found['disk_mb']['database']:,.0f}"),
+    ]
+    lines = [f"| passages | {' | '.join(f'{int(size):,}' for size in sizes)} |", "| --- |" + " ---: |" * len(sizes)]
+    for name, told in rows:
+        cells = (told(facts["build"], facts["measure"]) for facts in sizes.values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _span(value: float, interval: list[float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _times(found: Mapping[str, float]) -> str:
+    return f"{found['p50']:.1f} ({found['p95']:.1f})"
