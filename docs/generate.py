@@ -21,6 +21,7 @@ import typer
 from agent_tables import agent_documents
 from call_tables import call_documents
 from capacity_tables import capacity_documents
+from cpu_kernel_tables import cpu_kernel_documents
 from guarantee_tables import guarantee_documents
 from quantization_tables import quantization_documents
 from retrieval_tables import retrieval_documents
@@ -62,6 +63,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield from agent_documents()
     yield from call_documents()
     yield from capacity_documents()
+    yield from cpu_kernel_documents()
     yield from retrieval_documents()
     yield from routing_documents()
     yield from quantization_documents()
