@@ -22,6 +22,7 @@ from agent_tables import agent_documents
 from call_tables import call_documents
 from capacity_tables import capacity_documents
 from cpu_kernel_tables import cpu_kernel_documents
+from gpu_kernel_tables import gpu_kernel_documents
 from guarantee_tables import guarantee_documents
 from quantization_tables import quantization_documents
 from retrieval_tables import retrieval_documents
@@ -59,6 +60,7 @@ def main() -> int:
 def documents() -> Iterator[tuple[Path, str]]:
     """Each generated document with its text."""
     yield ROOT / "docs" / "cli.md", cli_reference()
+    yield from gpu_kernel_documents()
     yield from guarantee_documents()
     yield from agent_documents()
     yield from call_documents()

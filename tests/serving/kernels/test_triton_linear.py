@@ -72,7 +72,8 @@ def check(made, x, row_widths, weights, step):
     """Every number within the rounding of its weights to float16, and of the result to its own type."""
     for row, width in enumerate(row_widths.tolist()):
         exact = weights.at(width).astype(np.float64) @ x[row].double().numpy()
-        bound = FLOAT16_STEP * (reach(weights, width) @ x[row].abs().double().numpy()) + step * np.abs(exact)
+        # A group's factor, its addend and the unpacked weight are each rounded once.
+        bound = 3 * FLOAT16_STEP * (reach(weights, width) @ x[row].abs().double().numpy()) + step * np.abs(exact)
         assert (np.abs(made[row].double().numpy() - exact) <= bound + 1e-7).all()
 
 
