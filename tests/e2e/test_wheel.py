@@ -73,6 +73,7 @@ def test_the_wheel_works_on_its_own(tmp_path: Path):
 
     assert "nearfar/py.typed" in names
     assert "nearfar/models/catalogue.toml" in names
+    assert "nearfar/serving/kernels/cpu/source/avx512.cpp" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "docs"))]
     assert Path(where.strip()).is_relative_to(environment)
     assert version.strip().startswith("nearfar 0.")
