@@ -1,7 +1,7 @@
 """What a library of crafted tools is worth on GSM8K's public problems.
 
     python benchmarks/craft.py                    the library, and recorded answers with and without it
-    python benchmarks/craft.py --model            the same with SmolLM2, on fewer questions
+    python benchmarks/craft.py --model            SmolLM2 on fewer questions, added to those results
 
 Tools are made of the training problems' worked solutions, but for 1,000 problems kept out. `held_out` says how often
 the formula that a kept-out problem needs is in the library, and how often it is found. `recorded` takes test problems
@@ -25,7 +25,7 @@ from typing import Any
 from provenance import RESULTS, data_folder, provenance, save
 
 from nearfar.agents.code_monty import MontyRunner
-from nearfar.agents.craft import LIMITS, CraftedTool, Problem, Steering, ToolFinder, apply, craft, same
+from nearfar.agents.craft import LIMITS, Crafted, CraftedTool, Problem, Steering, ToolFinder, apply, craft, same
 from nearfar.agents.craft_model import ModelMaker
 from nearfar.agents.craft_worked import WorkedMaker, quantities, tool_of
 from nearfar.retrieval.embedders import find_embedder
@@ -151,12 +151,16 @@ def steered(rows: Sequence[dict[str, Any]], text: Sequence[bool]) -> dict[str, A
     }
 
 
-async def recorded(runner: MontyRunner) -> tuple[dict[str, Any], ToolFinder]:
-    """The library, what it covers, and recorded answers with and without it."""
+async def crafted(runner: MontyRunner) -> tuple[Crafted, ToolFinder]:
+    """The library of all training problems but those kept out."""
+    made = await craft(training_problems()[HELD_OUT:], WorkedMaker(), runner)
+    return made, made.library.index(find_embedder("static"), WorkedMaker().describe)
+
+
+async def recorded(runner: MontyRunner, made: Crafted, finder: ToolFinder) -> dict[str, Any]:
+    """What the library covers, and recorded answers with and without it."""
     problems = training_problems()
-    made = await craft(problems[HELD_OUT:], WorkedMaker(), runner)
     tools = made.library.tools
-    finder = made.library.index(find_embedder("static"), WorkedMaker().describe)
     formulas = {tool.formula for tool in tools}
     needed = [(problem, tool) for problem in problems[:HELD_OUT] if (tool := tool_of(problem)) is not None]
     found = [[each.tool.formula for each in finder.find(problem.question)] for problem, _ in needed]
@@ -166,7 +170,7 @@ async def recorded(runner: MontyRunner) -> tuple[dict[str, Any], ToolFinder]:
         await reachable(mine["tools"], row["question"], row["answer"], runner)
         for mine, row in zip(seen[:REACHABLE], rows, strict=False)
     ]
-    page = {
+    return {
         "library": {
             "problems": made.num_problems,
             "made": made.num_made,
@@ -189,7 +193,6 @@ async def recorded(runner: MontyRunner) -> tuple[dict[str, Any], ToolFinder]:
         },
         "recorded": {model: steered(seen, [row["right"][model] for row in rows]) for model in RECORDED},
     }
-    return page, finder
 
 
 async def with_model(runner: MontyRunner, finder: ToolFinder, num_questions: int, num_problems: int) -> dict[str, Any]:
@@ -280,14 +283,15 @@ async def main() -> None:
     args = parser.parse_args()
     runner = MontyRunner(workers=1)
     try:
-        page, finder = await recorded(runner)
-        command = "python benchmarks/craft.py" + (" --model" if args.model else "")
-        results = {**provenance(command, ["pydantic-monty", "wordllama", "xllamacpp"]), **page}
+        made, finder = await crafted(runner)
+        facts = provenance("python benchmarks/craft.py", ["pydantic-monty", "wordllama", "xllamacpp"])
         before = RESULTS / "craft.json"
+        results = json.loads(before.read_text()) if before.exists() else {}
         if args.model:
-            results["smollm2"] = await with_model(runner, finder, args.questions, args.problems)
-        elif before.exists():
-            results["smollm2"] = json.loads(before.read_text()).get("smollm2")
+            asked = await with_model(runner, finder, args.questions, args.problems)
+            results["smollm2"] = {"commit": facts["commit"], **asked}
+        else:
+            results = {**facts, **await recorded(runner, made, finder), "smollm2": results.get("smollm2")}
         print(save(results, "craft"))
     finally:
         await runner.aclose()

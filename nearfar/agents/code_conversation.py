@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from .code_border import Grants, TooManyCalls, fits, one_line, plain, shown
-from .processes import has_exited
+from .processes import has_exited, kill
 from .types import CodeLimits, CodeResult
 
 #: How long a process may take to say that it is ready.
@@ -139,8 +139,7 @@ class Conversation:
 
     async def _last_words(self) -> str:
         assert self._process.stderr is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        kill(self._process)
         return one_line((await self._process.stderr.read(2_000)).decode(errors="replace"))
 
     def _too_much(self) -> CodeResult:

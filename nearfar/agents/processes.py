@@ -26,10 +26,17 @@ def signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
+def kill(process: asyncio.subprocess.Process) -> None:
+    """Kills the process, if it lives."""
+    # Its own `kill` looks first whether it lives, which may take the exit code away from asyncio, which then warns.
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
 async def end(process: asyncio.subprocess.Process, patience_s: float = 5.0) -> None:
     """Kills the process, if it lives, and closes its pipes."""
-    with suppress(ProcessLookupError):
-        process.kill()
+    kill(process)
     await has_exited(process, patience_s)
     # Nothing public closes the pipes while somebody else holds their other end, or what they hold is unread.
     if (transport := getattr(process, "_transport", None)) is not None:
