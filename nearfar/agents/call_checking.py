@@ -12,7 +12,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing.exceptions import Unresolvable
 
 from nearfar.models.json_schema_grammar import SchemaRefused, schema_validator
-from nearfar.models.tool_prompt import tool_grammar
+from nearfar.models.tool_prompt import arguments_grammar
 from nearfar.types import ToolCall, ToolSpec
 
 _MAX_COMPLAINTS = 5
@@ -75,7 +75,7 @@ def unfit(spec: ToolSpec) -> str | None:
     if spec.parameters.get("type", "object") != "object":
         return f"its schema is of {spec.parameters.get('type')!r} and not of an object"
     try:
-        tool_grammar(spec)
+        arguments_grammar(spec)
     except (SchemaRefused, TypeError) as exc:  # TypeError: what is in it is no JSON
         return f"no model can be held to its schema: {exc}"[:_MAX_COMPLAINT]
     return None

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nearfar.errors import ConfigError
-from nearfar.models.tool_prompt import tool_grammar
+from nearfar.models.tool_prompt import arguments_grammar
 from nearfar.types import ToolCall, ToolSpec
 
 from .call_checking import CallChecker, unfit
@@ -89,7 +89,7 @@ class Toolbox:
             if why := unfit(spec):
                 self.refused[name] = why
                 continue
-            if left_out := tool_grammar(spec).left_out:
+            if left_out := arguments_grammar(spec).left_out:
                 self.narrowed[name] = left_out
             self._entries[name] = _Entry(tool, spec, tool.hints)
         if missing := sorted(self._secrets.arguments.keys() - self._entries.keys() - self.refused.keys()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Final, TypeAlias
 
 _LAST: Final = 0x10FFFF
@@ -156,6 +157,25 @@ def either(options: Iterable[Node | str]) -> Node:
         node = Text(option) if isinstance(option, str) else option
         found.setdefault(node.text if isinstance(node, Text) else id(node), node)
     return next(iter(found.values())) if len(found) == 1 else Either(tuple(found.values()))
+
+
+def by_prefix(options: Iterable[tuple[str, Node]]) -> Node:
+    """One of several, each a text and what follows it; what texts have in common at their beginnings is there once.
+
+    A reader then stands at one place and not at as many as there are options.
+    """
+    found = sorted(options, key=lambda option: option[0])
+    groups = [list(group) for _, group in groupby(found, key=lambda option: option[0][:1])]
+    made: list[Node] = []
+    for group in groups:
+        if len(group) == 1 or not group[0][0]:
+            made += [sequence(text, rest) for text, rest in group]
+            continue
+        first, last = group[0][0], group[-1][0]  # of sorted texts, these differ most
+        differing = (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+        length = next(differing, min(len(first), len(last)))
+        made.append(sequence(first[:length], by_prefix((text[length:], rest) for text, rest in group)))
+    return either(made)
 
 
 def optional(node: Node) -> Node:

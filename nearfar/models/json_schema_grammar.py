@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 from .grammar import ANY as ANY_CHARACTER
-from .grammar import NOTHING, Impossible, Node, Repeated, Text, Unsupported, either, optional, sequence
+from .grammar import NOTHING, Impossible, Node, Repeated, Text, Unsupported, by_prefix, either, optional, sequence
 from .number_grammar import any_number, decimals, integers, listed, multiples
 from .text_grammar import all_but, as_json, format_text, json_string, limited, nests_repetitions, pattern_text, searcher
 
@@ -432,7 +432,7 @@ class _Compiler:
                 texts.append(text)
         if not texts:
             raise Unsupported(f"{where}: no listed value can be written")
-        return either(texts)
+        return by_prefix((text, NOTHING) for text in dict.fromkeys(texts))
 
     def fits(self, value: Any, schema: Schema) -> bool:
         """Whether jsonschema says that the value fits."""

@@ -167,27 +167,25 @@ def call_grammar(tools: Sequence[ToolSpec]) -> Node:
     calls = []
     for tool in tools:
         try:
-            calls.append(tool_grammar(tool).node)
+            calls.append((f'{_dump(tool.name)}, "arguments": ', arguments_grammar(tool).node))
         except SchemaRefused as exc:
             why = f"no model can be held to the schema of the tool {tool.name!r}: {exc}"
             raise RequestError(why, param="tools") from exc
-    return grammar.either(calls)
+    return sequence('{"name": ', grammar.by_prefix(calls), "}")
 
 
-def tool_grammar(tool: ToolSpec) -> SchemaGrammar:
-    """The JSON of one call of the tool, with arguments that fit.
+def arguments_grammar(tool: ToolSpec) -> SchemaGrammar:
+    """The JSON of the tool's arguments.
 
     Raises:
         SchemaRefused: the tool's schema cannot be kept to.
     """
-    return _tool_grammar(tool.name, _dump(tool.parameters))
+    return _cached_grammar(_dump(tool.parameters))
 
 
 @lru_cache(maxsize=1024)
-def _tool_grammar(name: str, parameters: str) -> SchemaGrammar:
-    arguments = schema_grammar(json.loads(parameters) or {"type": "object", "properties": {}}, is_object=True)
-    node = sequence(f'{{"name": {_dump(name)}, "arguments": ', arguments.node, "}")
-    return SchemaGrammar(node, arguments.left_out)
+def _cached_grammar(parameters: str) -> SchemaGrammar:
+    return schema_grammar(json.loads(parameters) or {"type": "object", "properties": {}}, is_object=True)
 
 
 def _marked(call: Node) -> Node:

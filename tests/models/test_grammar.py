@@ -16,6 +16,7 @@ from nearfar.models.grammar import (
     Repeated,
     Text,
     accepts,
+    by_prefix,
     completed,
     either,
     gbnf,
@@ -104,6 +105,16 @@ def test_its_shortest_and_longest_are_its_own(grammar: Node) -> None:
 def test_it_is_written_in_llama_cpps_notation(grammar: Node) -> None:
     """The checker of that notation finds nothing wrong."""
     notation.check(gbnf(grammar))
+
+
+@given(st.lists(st.tuples(texts, st.sampled_from([Text("!"), LETTERS])), min_size=1, max_size=8), texts)
+def test_shared_beginnings_are_there_once(options: list[tuple[str, Node]], text: str) -> None:
+    """The same texts as the options one by one, with no two that begin alike side by side."""
+    shared = by_prefix(options)
+    apart = either(sequence(begin, rest) for begin, rest in options)
+
+    for end in ("", "!", "a", "c"):
+        assert accepts(shared, text + end) == accepts(apart, text + end)
 
 
 def test_a_node_that_is_used_twice_is_one_rule() -> None:
