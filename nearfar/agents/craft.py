@@ -15,17 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from nearfar.errors import DataError
 from nearfar.types import Embedder, ToolSpec
 
 from .code_tool import observed
 from .types import CodeLimits, CodeResult, CodeRunner, Observation, ToolHints
-
-if TYPE_CHECKING:
-    from numpy import float32
-    from numpy.typing import NDArray
 
 #: The paper's: how many candidates each view gives, and how many tools are kept.
 VIEW_K: Final = 10
@@ -211,12 +207,16 @@ class Found:
     """A tool that bears on a question."""
 
     tool: CraftedTool
-    votes: int  # of the three views
-    score: float  # the mean cosine over the views, in [-1, 1]
+    votes: int  # of the views' entries, thirty at most
+    score: float  # the cosines of those that voted, over thirty: many and alike is near 1
 
 
 class ToolFinder:
-    """The three views: question to source problem, name to name, description to description; then a vote."""
+    """The three views: question to source problem, name to name, description to description; then a vote.
+
+    Every source problem of a tool is an entry in every view. Each view's best ten entries vote for their tools, so that
+    what many similar problems needed wins over what one did.
+    """
 
     def __init__(
         self, tools: Sequence[CraftedTool], embedder: Embedder, describe: Callable[[str], tuple[str, str]]
@@ -224,29 +224,32 @@ class ToolFinder:
         self._tools = tools
         self._embedder = embedder
         self._describe = describe
-        owners = [(number, each.question) for number, tool in enumerate(tools) for each in tool.examples]
-        self._owners = [number for number, _ in owners]
-        self._questions = embedder.embed([question for _, question in owners])
-        self._names = embedder.embed([_words(tool.name) for tool in tools])
-        self._descriptions = embedder.embed([tool.description for tool in tools])
+        entries = [(number, each.question) for number, tool in enumerate(tools) for each in tool.examples]
+        told = [describe(question) for _, question in entries]
+        self._owners = [number for number, _ in entries]
+        self._views = (
+            embedder.embed([question for _, question in entries]),
+            embedder.embed([_words(name) for name, _ in told]),
+            embedder.embed([description for _, description in told]),
+        )
 
     def find(self, question: str, k: int = TOOLS_K) -> list[Found]:
-        """At most `k` tools: those that most views have among their best ten, then those that are likest."""
-        if not self._tools:
+        """At most `k` tools: those with the most votes, then those that are likest."""
+        if not self._owners:
             return []
         name, description = self._describe(question)
-        asked, named, described = self._embedder.embed_queries([question, _words(name), description])
-        views = [
-            _best_by_owner(self._questions @ asked, self._owners, len(self._tools)),
-            self._names @ named,
-            self._descriptions @ described,
-        ]
+        asked = self._embedder.embed_queries([question, _words(name), description])
         votes: Counter[int] = Counter()
-        for view in views:
-            votes.update(int(each) for each in (-view).argsort(kind="stable")[:VIEW_K])
-        means = {number: float(sum(view[number] for view in views)) / len(views) for number in votes}
-        best = sorted(votes, key=lambda number: (-votes[number], -means[number], number))[:k]
-        return [Found(self._tools[number], votes[number], means[number]) for number in best]
+        likeness: dict[int, float] = {}
+        for view, vector in zip(self._views, asked, strict=True):
+            scores = view @ vector
+            for entry in (-scores).argsort(kind="stable")[:VIEW_K]:
+                owner = self._owners[entry]
+                votes[owner] += 1
+                likeness[owner] = likeness.get(owner, 0.0) + float(scores[entry])
+        best = sorted(votes, key=lambda number: (-votes[number], -likeness[number], number))[:k]
+        total = VIEW_K * len(self._views)
+        return [Found(self._tools[number], votes[number], likeness[number] / total) for number in best]
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,12 +370,3 @@ def _tool_of(record: Mapping[str, Any]) -> CraftedTool:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _best_by_owner(scores: NDArray[float32], owners: Sequence[int], num_owners: int) -> NDArray[float32]:
-    """The highest score among each owner's."""
-    import numpy as np
-
-    best = np.full(num_owners, -1.0, dtype=np.float32)
-    np.maximum.at(best, np.asarray(owners), scores)
-    return best
