@@ -19,6 +19,7 @@ def cpu_kernel_documents() -> Iterator[tuple[Path, str]]:
     for name, table in (
         ("cpu_nested_gemm", _products),
         ("cpu_nested_tokens", _tokens),
+        ("cpu_int8_activations", _activations),
         ("self_speculation", _speculation),
     ):
         result = RESULTS / f"{name}.json"
@@ -76,6 +77,22 @@ def _tokens(result: dict[str, Any]) -> str:
         cells = sorted((row for row in result["speeds"] if row["model"] == name), key=lambda row: row["requests"])
         shown = " | ".join(f"{cell['tokens_per_s']:.0f} ({cell['median_ratio_to_bf16']:.2f})" for cell in cells)
         lines.append(f"| {name} | {shown} |")
+    return "\n".join(lines)
+
+
+def _activations(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['model']}, {result['pieces']} pieces of {result['tokens']} tokens that it was not calibrated on.",
+        "",
+        "| bits | perplexity, float32 activations | int8 | ratio | same likeliest token |",
+        "|---:|---:|---:|---|---:|",
+    ]
+    for width, row in result["widths"].items():
+        low, high = row["interval"]
+        ratio = f"{row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+        lines.append(
+            f"| {width} | {row['perplexity']:.2f} | {row['with_int8']:.2f} | {ratio} | {row['agreement']:.0%} |"
+        )
     return "\n".join(lines)
 
 
