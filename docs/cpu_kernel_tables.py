@@ -43,7 +43,7 @@ def _products(result: dict[str, Any]) -> str:
         intro,
         "",
         "| | MB | "
-        + " | ".join(f"{count} rows" for count in rows)
+        + " | ".join(f"{count} row{'s' if count > 1 else ''}" for count in rows)
         + " | int4pack over it, "
         + ", ".join(map(str, rows)),
         "|---|---:|" + "---:|" * (len(rows) + 1),
