@@ -28,6 +28,35 @@ def cpu_kernel_documents() -> Iterator[tuple[Path, str]]:
             before, rest = page.split(begin, 1)
             page = f"{before}{begin}\n{table(json.loads(result.read_text()))}\n{end}{rest.split(end, 1)[1]}"
     yield path, page
+    timed = RESULTS / "cpu_nested_gemm.json"
+    if timed.exists():
+        yield ROOT / "docs" / "cpu-roofline.svg", _roofline(json.loads(timed.read_text()))
+
+
+def _roofline(result: dict[str, Any]) -> str:
+    """Bars of the times of 1, 4 and 8 rows at each width, and a line where copying the width's bytes would end."""
+    cells = [cell for cell in result["cells"] if cell["kernel"].startswith("nested")]
+    scale = 560 / max(cell["best_ms"] for cell in cells)
+    shades = dict(zip(sorted({cell["rows"] for cell in cells}), ("#0b6e99", "#4fa3c7", "#a9d3e6"), strict=False))
+    parts, y = [], 34
+    for name in dict.fromkeys(cell["kernel"] for cell in cells):
+        top = y
+        parts.append(f'<text x="8" y="{y + 30}">{name.removeprefix("nested ")}</text>')
+        for cell in sorted((cell for cell in cells if cell["kernel"] == name), key=lambda cell: cell["rows"]):
+            length = cell["best_ms"] * scale
+            parts.append(f'<rect x="70" y="{y}" width="{length:.1f}" height="14" fill="{shades[cell["rows"]]}"/>')
+            parts.append(f'<text x="{76 + length:.1f}" y="{y + 11}">{cell["rows"]}: {cell["best_ms"]:.2f} ms</text>')
+            y += 17
+        at = 70 + cell["weight_bytes"] / result["copy_gb_per_s"]["best"] / 1e6 * scale
+        parts.append(f'<path d="M{at:.1f} {top - 4}V{y}" stroke="#c0392b" stroke-width="2"/>')
+        y += 16
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {y}" font-family="sans-serif" font-size="12">'
+        f'<rect width="740" height="{y}" fill="#fff"/>'
+        '<text x="8" y="16">Rows and their time; the line is where copying the bytes of the width would end</text>'
+        + "".join(parts)
+        + "</svg>\n"
+    )
 
 
 def _products(result: dict[str, Any]) -> str:
