@@ -248,13 +248,13 @@ def measured(
     }
 
 
-def curve(table: str, keeper: Keeper, resamples: int) -> dict[str, Any]:
+def curve(table: str, keeper: Keeper, resamples: int, shares: Sequence[float]) -> dict[str, Any]:
     """The default's APGR, pooled out of fold, fitted to ever larger parts of each fold's rest."""
     near, far = PAIRS[table]
     examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=near, strong=far))
     folds = fold_numbers(examples, NUM_FOLDS)
     points = []
-    for share in (0.1, 0.2, 0.4, 0.7, 1.0):
+    for share in shares:
         found, sizes = [0.0] * len(examples), []
         for fold in range(NUM_FOLDS):
             train = [each for each, at in zip(examples, folds, strict=True) if at != fold]
@@ -561,6 +561,9 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=300, help="of the bootstrap")
     parser.add_argument("--fold", type=int, choices=range(NUM_FOLDS), help="and of this fold alone")
     parser.add_argument("--keep", type=Path, help="a folder for vectors and scores")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.7, 1.0], help="of the training part, for curve"
+    )
     options = parser.parse_args()
     if options.router and not options.keep:
         parser.error("--router needs --keep")
@@ -587,7 +590,7 @@ def main() -> None:
             figures = (
                 predictive(table, keeper, options.router, options.fold, options.resamples)
                 if options.part == "predictive"
-                else curve(table, keeper, options.resamples)
+                else curve(table, keeper, options.resamples, options.shares)
             )
             if figures is not None:
                 save({**head, **figures, "took_s": time.perf_counter() - started}, f"routing_{options.part}_{table}")
