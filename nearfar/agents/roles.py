@@ -28,6 +28,9 @@ from nearfar.types import (
 
 from .types import Decided, Responder, Wrote
 
+#: What a model may not be able to give, and a role can do without.
+_SHAPES = ("logprobs", "response_format")
+
 
 @dataclass(frozen=True, slots=True)
 class Role:
@@ -137,14 +140,19 @@ async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[
 
 
 async def _one(responder: Responder, role: Role, ask: Ask, number: int) -> Answer:
+    """One answer; in the prompt's words alone where nobody can be held to the shape, or gives log-probabilities."""
     try:
-        return _given(await responder.answer(query_of(role, ask, number, logprobs=role.reads_logprobs), door="agent"))
+        answer = await responder.answer(query_of(role, ask, number, logprobs=role.reads_logprobs), door="agent")
     except RequestError as exc:
-        if exc.param not in ("logprobs", "response_format"):
+        if exc.param not in _SHAPES:
             raise
-    # Nobody there can be held to the shape, or gives log-probabilities: the words of the prompt have to do.
+    else:
+        decision = answer.decision
+        is_refused = decision is not None and decision.status == "refused"
+        if not (is_refused and decision and any(candidate.param in _SHAPES for candidate in decision.candidates)):
+            return _given(answer)
     free = replace(ask, response_format=None)
-    return _given(await responder.answer(query_of(role, free, number, logprobs=False), door="agent"))
+    return _given(await responder.answer(query_of(role, free, number), door="agent"))
 
 
 def query_of(role: Role, ask: Ask, number: int = 0, *, logprobs: bool = False) -> Query:
