@@ -80,10 +80,8 @@ def _compression(part: Mapping[str, Any]) -> list[str]:
     unseen = "nearfar, unseen half"
     if unseen in half["answer survives"]:
         cells = f"{_cell(half['answer survives'][unseen])} | {_cell(fifth['answer survives'][unseen])}"
-        lines.append(
-            f"| nearfar, on the {half['answer survives'][unseen]['n']} questions that chose nothing | {cells} |"
-        )
-    lines.append(f"| tokens a second | {half['tokens_per_s']:,.0f} | {fifth['tokens_per_s']:,.0f} |")
+        lines.append(f"| nearfar, on the {half['answer survives'][unseen]['n']} other questions | {cells} |")
+    lines.append(f"| tokens a second of processor time | {half['tokens_per_s']:,.0f} | {fifth['tokens_per_s']:,.0f} |")
     speech = part["sotu"]
     key = "four fifths of them"
     lines += ["", f"| the speech, n = {speech['questions']} | half the tokens | a fifth |", "| --- | --- | --- |"]
