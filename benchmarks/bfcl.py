@@ -25,7 +25,14 @@ from provenance import data_folder, provenance, save
 
 from nearfar.agents.evaluation.answering import plain, structured
 from nearfar.agents.evaluation.answers import Recorded
-from nearfar.agents.evaluation.bfcl import AST_CATEGORIES, CATEGORIES, BfclItem, judge, read_item
+from nearfar.agents.evaluation.bfcl import (
+    AST_CATEGORIES,
+    CATEGORIES,
+    RELEVANCE_CATEGORIES,
+    BfclItem,
+    judge,
+    read_item,
+)
 from nearfar.agents.evaluation.structured_caller import StructuredCaller
 from nearfar.errors import NearfarError
 from nearfar.models.llama_cpp import LlamaCppModel
@@ -34,6 +41,7 @@ from nearfar.types import Answer, Query
 
 WEIGHTS = Path.home() / ".cache" / "nearfar" / "weights" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 RESAMPLES = 2000
+LEAST = 5  # items of a category that an interval is told of
 AGENTS = ("plain", "structured")
 
 
@@ -43,14 +51,23 @@ def is_reported(item_id: str) -> bool:
 
 
 def items(limit: int) -> list[BfclItem]:
-    """Up to `limit` items of every category of the reported half, categories in turn, in a fixed random order."""
-    found = []
+    """Up to `limit` items of every category of the reported half in a fixed random order, categories in turn.
+
+    Those with gold calls come first.
+    """
+    found: dict[str, list[BfclItem]] = {}
     for category in CATEGORIES:
         with gzip.open(data_folder() / "bfcl" / f"{category}.jsonl.gz", "rt", encoding="utf-8") as file:
             rows = [row for row in map(json.loads, file) if is_reported(row["id"])]
         rows.sort(key=lambda row: hashlib.sha256(f"s{row['id']}".encode()).hexdigest())
-        found.append([item for row in rows[:limit] if (item := read_item(row))])
-    return [each[place] for place in range(limit) for each in found if place < len(each)]
+        found[category] = [item for row in rows[:limit] if (item := read_item(row))]
+    return [
+        found[category][place]
+        for categories in (AST_CATEGORIES, RELEVANCE_CATEGORIES)
+        for place in range(max(len(found[category]) for category in categories))
+        for category in categories
+        if place < len(found[category])
+    ]
 
 
 class OneModel:
@@ -117,7 +134,10 @@ def report(out: Path) -> None:
         for item in both:
             verdict = judge(item, answers[agent][item.id]["answer"], reading=reading)  # type: ignore[arg-type]  # a literal
             right[name][item.category].append(float(verdict.is_correct))
-    compared = [category for category in AST_CATEGORIES if right["plain"][category]]
+    few = [category for category in AST_CATEGORIES if len(right["plain"][category]) < LEAST]
+    if few:  # resampling one or two items of a category shows no spread, and an interval of it would lie
+        raise SystemExit(f"skipped: fewer than {LEAST} items were answered by both of {', '.join(few)}; answer more")
+    compared = list(AST_CATEGORIES)
     results = provenance("python benchmarks/bfcl.py report", ("xllamacpp", "wordllama")) | {
         "model": "SmolLM2-135M-Instruct Q4_1, temperature 0",
         "n": len(both),

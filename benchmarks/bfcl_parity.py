@@ -68,7 +68,8 @@ def main() -> None:
             if shown < arguments.show:
                 shown += 1
                 print(kind, name, "ours:", ours.fault, "theirs:", theirs, "\n   ", repr(answer)[:400])
-    results = provenance("python benchmarks/bfcl_parity.py") | {
+    told = " --outputs " + " ".join(path.name for path in arguments.outputs) if arguments.outputs else ""
+    results = provenance(f"python benchmarks/bfcl_parity.py{told}") | {
         "official": {"package": "bfcl-eval", "version": OFFICIAL_VERSION},
         "kinds": {kind: total(counts, kind) for kind in dict.fromkeys(kind for kind, _ in counts)},
         "languages": {
