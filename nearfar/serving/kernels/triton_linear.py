@@ -16,6 +16,9 @@ from .triton_weights import TritonWeights
 #: Of what the kernels compute and of what tiles mean; timings of another version are not used.
 KERNEL_VERSION = 1
 
+#: Whether Triton runs the kernels step by step, on any device: how they are tested without a GPU.
+IS_INTERPRETED = not isinstance(nested_gemm, triton.JITFunction)
+
 #: NVIDIA's first architecture with all that the kernels use.
 OLDEST = 80
 
@@ -80,7 +83,7 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels do not run on a device with inputs of a type; None where they do."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"inputs are {dtype}, and the kernels multiply in float16"
-    if triton.knobs.runtime.interpret:
+    if IS_INTERPRETED:
         return None
     if device.type != "cuda":
         return f"the device is {device.type!r}, and the kernels run on GPUs"
@@ -136,7 +139,7 @@ def nested_matmul(
     if rows == 0:
         return out
     if uses_assembly is None:
-        uses_assembly = not triton.knobs.runtime.interpret and torch.version.hip is None
+        uses_assembly = not IS_INTERPRETED and torch.version.hip is None
     capability = capability_of(device)
     if tile is None:
         processors = torch.cuda.get_device_properties(device).multi_processor_count if capability else 132

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
-os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="Triton is not installed; `make test-triton` has it")
+
+from support.triton_interpreter import interpreting  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # the interpreter's own
 
@@ -25,7 +24,9 @@ def script():
     spec = importlib.util.spec_from_file_location("nested_gemm_script", ROOT / "benchmarks/gpu/nested_gemm.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with interpreting():
+        spec.loader.exec_module(module)
+        module.kernels("triton_tuning")
     return module
 
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from support.triton_interpreter import triton
 
-pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
-triton = pytest.importorskip("triton", reason="Triton is not installed; `make test-triton` has it")
+from nearfar.serving.kernels.triton_linear import shapes
+
 if not triton.__version__.startswith("3.6."):
     pytest.skip(f"the limits are of Triton 3.6, and this is {triton.__version__}", allow_module_level=True)
 
@@ -22,8 +23,6 @@ for line in sys.stdin:
     made = census(asked.pop("widths"), Tile(*asked.pop("tile")), **asked)
     print(json.dumps([made.registers, made.stack_bytes, made.shared_bytes, made.loops]), flush=True)
 """
-
-from nearfar.serving.kernels.triton_linear import shapes  # noqa: E402
 
 PROTOTYPE = {2: 2.39, 4: 3.12, 6: 3.91, 8: 5.02}  # instructions per weight, sm_90, 16 x 128
 PLAIN = {2: 6.1, 4: 9.3, 6: 12.0, 8: 14.9}  # without assembly, 16 x 64

@@ -1,14 +1,11 @@
 """The Triton kernels agree with double precision, in Triton's interpreter: every width, shape and mixture of rows."""
 
-import os
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
-os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="Triton is not installed; `make test-triton` has it")
 
+import support.triton_interpreter  # noqa: E402, F401 -- skips where there is none, and comes first
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 

@@ -1,13 +1,12 @@
 """Timed tiles are found again on disk by the GPU, version and shape that they belong to, and by nothing else."""
 
 import json
-import os
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
-os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="Triton is not installed; `make test-triton` has it")
+
+import support.triton_interpreter  # noqa: E402, F401 -- skips where there is none, and comes first
 
 from nearfar.serving.kernels.triton_linear import KERNEL_VERSION, Tile  # noqa: E402
 from nearfar.serving.kernels.triton_tuning import TileCache, candidates, gpu_name, shape_key, tune  # noqa: E402
