@@ -21,6 +21,7 @@ import typer
 from agent_tables import agent_documents
 from call_tables import call_documents
 from capacity_tables import capacity_documents
+from code_tables import code_documents
 from cpu_kernel_tables import cpu_kernel_documents
 from gpu_kernel_tables import gpu_kernel_documents
 from guarantee_tables import guarantee_documents
@@ -65,6 +66,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield from agent_documents()
     yield from call_documents()
     yield from capacity_documents()
+    yield from code_documents()
     yield from cpu_kernel_documents()
     yield from retrieval_documents()
     yield from routing_documents()
