@@ -15,7 +15,7 @@ from .signals import logprob_signals
 SpanKind = Literal["json", "boxed", "marked", "letter", "number"]
 
 #: Fields of a JSON object that hold the answer, where it has more than one.
-_ANSWER_FIELDS = ("answer", "final_answer", "label", "result", "value")
+_ANSWER_FIELDS = ("answer", "final_answer", "label", "result", "value", "next")
 
 #: Signals that a few tokens can carry; quantiles of two tokens are the tokens again.
 _KEPT = ("mean_logprob", "min_logprob", "first_logprob", "mean_entropy", "max_entropy", "mean_margin", "min_margin")
