@@ -347,7 +347,8 @@ class Engine:
                     is_up = True
                     self._ready_at = self._ready_at or time.monotonic()
                     await self._measure()
-                    if self._state != "ready":
+                    # A doubt that came while it was looked at is about a later moment than the look: look again.
+                    if self._state != "ready" and not self._nudge.is_set():
                         self._set("ready")
                         self._note()
                         if self.progress:
