@@ -111,6 +111,8 @@ def _undescribed(schema: Any) -> Any:
 
 def _refusal(tools: tuple[ToolSpec, ...]) -> str | None:
     """Why the tools cannot be called; None: they can."""
+    if not tools:
+        return "there are none"  # items that ask what a model does without tools
     try:
         call_grammar(tools)
     except RequestError as exc:
