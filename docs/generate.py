@@ -198,7 +198,13 @@ def _gateway_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         ("added_p50_over_passthrough", "median latency added, over what the pass-through adds", "{:.1f} ×"),
         ("throughput_over_litellm", "throughput over LiteLLM's proxy", "{:.1f} ×"),
     ):
-        shown = [f"{name}: {form.format(each[field])}" for name, each in loads.items() if field in each]
+        shown = [
+            f"{name}: {form.format(each[field])}"
+            if each[field] > 0
+            else f"{name}: {each['added_p50_s'] * 1e3:.2f} ms, where the pass-through adds nothing"
+            for name, each in loads.items()
+            if field in each
+        ]
         if shown:
             yield f"gateway: {what}", "; ".join(shown), conditions
     if "peak_rss_bytes" in comparison:
