@@ -1,6 +1,7 @@
 """`nearfar agent`, run as a user runs it, with roles and a tool that are Python functions."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -148,3 +149,20 @@ def test_help_loads_nothing_heavy(shell: Shell) -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert ran.stdout.strip().endswith("False")
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path):
+    """Without `nearfar[agents]` the message is the command that installs it."""
+    program = (
+        "import sys; sys.modules['langgraph'] = None; from nearfar.cli.run import run; sys.exit(run(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "agent", "run", "x", "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'nearfar[agents]'" in done.stderr

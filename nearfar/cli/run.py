@@ -32,11 +32,31 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except NearfarError as exc:
         return _report(exc, MISUSED if isinstance(exc, ConfigError | RequestError) else FAILED)
+    except ModuleNotFoundError as exc:
+        extra = _EXTRAS.get((exc.name or "").partition(".")[0])
+        if extra is None:
+            return _report(exc, FAILED, is_ours=False)
+        return _report(ConfigError(f"This needs {exc.name}. Install it: pip install 'nearfar[{extra}]'"), MISUSED)
     except Exception as exc:
         if hasattr(exc, "format_message"):  # what typer raises for wrong usage, in a class that it keeps to itself
             return _report_usage(exc)
         return _report(exc, FAILED, is_ours=False)
     return code if isinstance(code, int) else DONE
+
+
+#: Which extra brings a package that a command may find missing.
+_EXTRAS = {
+    "faiss": "retrieval",
+    "langgraph": "agents",
+    "mcp": "agents",
+    "mcp_types": "agents",
+    "psycopg": "postgres",
+    "pyarrow": "fit",
+    "pydantic_monty": "agents",
+    "scipy": "fit",
+    "sklearn": "fit",
+    "yaml": "agents",
+}
 
 
 def _report(exc: Exception, code: int, *, is_ours: bool = True) -> int:
