@@ -32,6 +32,7 @@ from nearfar.types import (
 )
 
 from .call_checking import CallChecker
+from .refusals import given
 from .types import Observation, Responder
 from .untrusted import disarmed
 
@@ -217,15 +218,13 @@ class CallWriter:
                 raise
             answer = await self._responder.answer(query, door="agent")
         decision = answer.decision
-        if decision is not None and decision.status == "refused":
-            if any(candidate.param == "logprobs" for candidate in decision.candidates):
-                answer = await self._responder.answer(query, door="agent")
-                decision = answer.decision
-            if decision is not None and decision.status == "refused":
-                reasons = {each.tier: each.reason for each in decision.candidates if each.reason}
-                said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or decision.reason
-                raise RoutingError(f"No model of {decision.target!r} may write the call: {said}", reasons=reasons)
-        return answer
+        if (
+            decision is not None
+            and decision.status == "refused"
+            and any(candidate.param == "logprobs" for candidate in decision.candidates)
+        ):
+            answer = await self._responder.answer(query, door="agent")
+        return given(answer, "write the call")
 
     def _judged(
         self, tier: CallTier, query: Query, answer: Answer, calls: tuple[ToolCall, ...], text: str

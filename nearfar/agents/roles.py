@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from math import exp
 
-from nearfar.errors import RequestError, RoutingError
+from nearfar.errors import RequestError
 from nearfar.router.answer_span import tokens_in
 from nearfar.types import (
     Answer,
@@ -26,6 +26,7 @@ from nearfar.types import (
     Usage,
 )
 
+from .refusals import given
 from .types import Decided, Responder, Wrote
 
 #: What a model may not be able to give, and a role can do without.
@@ -133,7 +134,7 @@ async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[
                 pieces += 1
                 yield Wrote(event.text)
             elif isinstance(event, StreamEnd):
-                answer = _given(event.answer)
+                answer = given(event.answer, "take it")
                 if answer.text and not pieces:  # an abstention is said whole
                     yield Wrote(answer.text)
                 yield RoleAnswer(answer, (decision_of(role, ask.step, answer, answer.score),))
@@ -150,9 +151,9 @@ async def _one(responder: Responder, role: Role, ask: Ask, number: int) -> Answe
         decision = answer.decision
         is_refused = decision is not None and decision.status == "refused"
         if not (is_refused and decision and any(candidate.param in _SHAPES for candidate in decision.candidates)):
-            return _given(answer)
+            return given(answer, "take it")
     free = replace(ask, response_format=None)
-    return _given(await responder.answer(query_of(role, free, number), door="agent"))
+    return given(await responder.answer(query_of(role, free, number), door="agent"), "take it")
 
 
 def query_of(role: Role, ask: Ask, number: int = 0, *, logprobs: bool = False) -> Query:
@@ -178,20 +179,6 @@ def query_of(role: Role, ask: Ask, number: int = 0, *, logprobs: bool = False) -
         session=ask.session,
         uses_memory=False,  # what a role says rests on this run's observations
     )
-
-
-def _given(answer: Answer) -> Answer:
-    """The answer, if any model was allowed to give one.
-
-    Raises:
-        RoutingError: none was.
-    """
-    decision = answer.decision
-    if decision is not None and decision.status == "refused":
-        reasons = {candidate.tier: candidate.reason for candidate in decision.candidates if candidate.reason}
-        said = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items()) or decision.reason
-        raise RoutingError(f"No model of {decision.target!r} may take it: {said}", reasons=reasons)
-    return answer
 
 
 def decision_of(role: Role, step: int, answer: Answer, score: float | None) -> Decided:

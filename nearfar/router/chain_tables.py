@@ -17,7 +17,7 @@ from nearfar.errors import ConfigError, DataError
 
 from .chains import ChainFit, ChainTier, chain_policy
 from .labels import read_rows, to_number
-from .paired import COLUMNS, check_columns
+from .paired import COLUMNS, check_columns, keep_row
 from .policies import DataFingerprint, Policy, Reference, TierPolicy
 from .promises import rising_curve
 
@@ -160,16 +160,8 @@ def _rows(
                 check_columns(row, names, signal, path)
         model = str(row.get(names["model"]))
         seen.add(model)
-        if model not in rows:
-            continue
-        key = (str(row.get(names["dataset"], "")), str(row.get(names["query_id"])))
-        if key in rows[model]:
-            raise DataError(
-                f"{str(path)!r}: {model!r} has query {key[1]!r} a second time, and answers counted twice would feign "
-                "certainty. Keep one row per query and model.",
-                path=str(path),
-            )
-        rows[model][key] = row
+        if model in rows:
+            keep_row(rows[model], row, model, names, path)
     if lacking := next((model for model, found in rows.items() if not found), None):
         has = ", ".join(map(repr, sorted(seen)[:20])) or "none"
         raise DataError(f"{str(path)!r} has no rows of {lacking!r}; its models are {has}.", path=str(path))

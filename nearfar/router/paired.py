@@ -79,17 +79,8 @@ def load_paired(
     for number, row in enumerate(read_rows(path, models=rows if is_usual else None, columns=needed), start=1):
         if number == 1:
             check_columns(row, names, signal, path)
-        model = row.get(names["model"])
-        if model not in rows:
-            continue
-        key = (str(row.get(names["dataset"], "")), str(row.get(names["query_id"])))
-        if key in rows[model]:
-            raise DataError(
-                f"{str(path)!r}: {model!r} has query {key[1]!r} a second time, and answers counted twice would feign "
-                "certainty. Keep one row per query and model.",
-                path=str(path),
-            )
-        rows[model][key] = row
+        if (model := row.get(names["model"])) in rows:
+            keep_row(rows[model], row, model, names, path)
     for model, found in rows.items():
         if not found:
             raise _lacks(model, names, signal, path)
@@ -104,6 +95,28 @@ def _lacks(model: str, names: Mapping[str, str], signal: str, path: Path) -> Dat
         models.add(str(row.get(names["model"])))
     has = ", ".join(map(repr, sorted(models)[:20])) or "none"
     return DataError(f"{str(path)!r} has no rows of {model!r}; its models are {has}.", path=str(path))
+
+
+def keep_row(
+    found: dict[tuple[str, str], Mapping[str, Any]],
+    row: Mapping[str, Any],
+    model: str,
+    names: Mapping[str, str],
+    path: Path,
+) -> None:
+    """Adds a row to those of its model, by data set and query.
+
+    Raises:
+        DataError: the query is there already.
+    """
+    key = (str(row.get(names["dataset"], "")), str(row.get(names["query_id"])))
+    if key in found:
+        raise DataError(
+            f"{str(path)!r}: {model!r} has query {key[1]!r} a second time, and answers counted twice would feign "
+            "certainty. Keep one row per query and model.",
+            path=str(path),
+        )
+    found[key] = row
 
 
 def check_columns(row: Mapping[str, Any], names: Mapping[str, str], signal: str, path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nearfar.agents.refusals import given
 from nearfar.agents.types import Responder
-from nearfar.errors import RequestError, RoutingError
+from nearfar.errors import RequestError
 from nearfar.types import Answer, Query
 
 
@@ -23,9 +24,4 @@ async def ask(responder: Responder, query: Query) -> Answer:
         if exc.param != "logprobs":
             raise
         answer = await responder.answer(replace(query, sampling=replace(query.sampling, logprobs=False)))
-    decision = answer.decision
-    if decision is not None and decision.status == "refused":
-        reasons = {each.tier: each.reason for each in decision.candidates if each.reason}
-        told = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items()) or decision.reason
-        raise RoutingError(f"No model of {decision.target!r} may answer the item: {told}", reasons=reasons)
-    return answer
+    return given(answer, "answer the item")

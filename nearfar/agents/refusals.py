@@ -1,0 +1,23 @@
+"""A query that no model may take, as an error that names each one's reason."""
+
+from __future__ import annotations
+
+from nearfar.errors import RoutingError
+from nearfar.types import Answer
+
+
+def given(answer: Answer, what: str) -> Answer:
+    """The answer, if any model was allowed to give one.
+
+    Args:
+        what: what was to be done, for the message: "write the call".
+
+    Raises:
+        RoutingError: none was.
+    """
+    decision = answer.decision
+    if decision is not None and decision.status == "refused":
+        reasons = {candidate.tier: candidate.reason for candidate in decision.candidates if candidate.reason}
+        said = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items()) or decision.reason
+        raise RoutingError(f"No model of {decision.target!r} may {what}: {said}", reasons=reasons)
+    return answer
