@@ -34,6 +34,9 @@ _LAST_WORDS_BYTES: Final = 2_000
 #: (https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown).
 _PATIENCE_S: Final = 2.0
 
+#: How long a process that closed its output may take to leave an exit code.
+_EXIT_CODE_S: Final = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class StdioServer:
@@ -139,8 +142,7 @@ class Wire:
                     await incoming.send(SessionMessage(message))
                 except (anyio.ClosedResourceError, anyio.BrokenResourceError):
                     break
-            await asyncio.sleep(0)  # the exit code comes with the end of the output
-            self.has_ended = True
+            await self._note_end(process)
 
     async def _line(self, stdout: asyncio.StreamReader) -> bytes:
         try:
@@ -160,8 +162,14 @@ class Wire:
                     process.stdin.write(f"{text}\n".encode())
                     await process.stdin.drain()
         except OSError:
-            self.has_ended = True
+            await self._note_end(process)
             await incoming.aclose()
+
+    async def _note_end(self, process: asyncio.subprocess.Process) -> None:
+        """The exit code comes a moment after the pipes have closed, and is part of what is told."""
+        if not self._fault:
+            await has_exited(process, _EXIT_CODE_S)
+        self.has_ended = True
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
