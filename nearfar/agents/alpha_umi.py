@@ -24,6 +24,7 @@ from .desk import (
     Desk,
     State,
     Update,
+    answer_as_written,
     candidates,
     ended,
     gate,
@@ -33,10 +34,10 @@ from .desk import (
     scope_of,
     timed,
 )
-from .roles import RoleAnswer, answered, decision_of, query_of, span_score, written
+from .roles import answered, decision_of, query_of, span_score
 from .scope import Scope, only_reads, plan_format, read_calls
-from .trace import Trace, canonical, events, observed_calls, shown, times_made, to_plain
-from .types import Called, Decided, Limits, Observation, Observed, Planned, Wrote
+from .trace import Trace, canonical, events, exchanges, observed_calls, shown, times_made, to_plain
+from .types import Called, Decided, Limits, Observation, Observed, Planned
 
 Next: TypeAlias = Literal["caller", "summarizer", "give up"]
 Rationale: TypeAlias = Literal["steps", "words"]
@@ -225,13 +226,7 @@ class AlphaUmi:
         desk = runtime.context
         turns = summary_messages(desk.task.text, state.get("trace", []))
         ask = desk.ask(state, SUMMARIZER, *turns, stop=STOPS)
-        async for event in written(desk.responder, desk.roles[SUMMARIZER], ask):
-            match event:
-                case Wrote():
-                    runtime.stream_writer(event)
-                case RoleAnswer():
-                    said = event
-        return {"text": said.answer.text, **ended("answered"), **noted(runtime, *said.decided)}
+        return await answer_as_written(runtime, SUMMARIZER, ask)
 
 
 # --- where to go -----------------------------------------------------------------------------------------------------
@@ -325,23 +320,13 @@ def _told(task: str, trace: Trace, rationale: Rationale) -> list[Message]:
     """The task and its steps, and at the end what is next."""
     turns = []
     said = f"Task: {task}"
-    planned: Planned | None = None
-    called: Called | None = None
-    for event in events(trace):
-        match event:
-            case Planned():
-                planned, called = event, None
-            case Called():
-                called = event
-            case Observed() if planned is not None:
-                plan = plan_text(_marker(event.tool), planned.text, rationale)
-                turns += [Message("user", f"{said}\n{_NEXT}"), Message("assistant", plan)]
-                if called is not None:
-                    turns.append(Message("user", _ARGUMENTS.format(tool=event.tool)))
-                    turns.append(Message("assistant", called.call.arguments))
-                said = shown(event.observation)
-            case _:
-                pass
+    for planned, called, observed in exchanges(trace):
+        plan = plan_text(_marker(observed.tool), planned.text, rationale)
+        turns += [Message("user", f"{said}\n{_NEXT}"), Message("assistant", plan)]
+        if called is not None:
+            turns.append(Message("user", _ARGUMENTS.format(tool=observed.tool)))
+            turns.append(Message("assistant", called.call.arguments))
+        said = shown(observed.observation)
     return [*turns, Message("user", f"{said}\n{_NEXT}")]
 
 

@@ -16,11 +16,11 @@ from langgraph.graph import END, START, StateGraph
 
 from nearfar.types import Message, ResponseFormat, ToolSpec
 
-from .desk import At, Desk, State, Update, candidates, ended, gate, make_call, noted, plain_scope, timed
+from .desk import At, Desk, State, Update, answer_with, candidates, gate, make_call, noted, plain_scope, timed
 from .roles import answered, span_score
 from .scope import Scope, only_reads
-from .trace import Trace, canonical, events, observed_calls, shown
-from .types import Called, Observation, Observed, Planned, Wrote
+from .trace import Trace, canonical, exchanges, observed_calls, shown
+from .types import Called, Observation, Observed, Planned
 
 CONDUCTOR, EXPERT = "conductor", "expert"
 
@@ -80,9 +80,8 @@ class Conductor:
             acting = tuple(tool.name for tool in tools if tool.name not in reading)
             update["scope"] = plain_scope(Scope(reading, asking=acting))
         if "answer" in turn:
-            text = turn["answer"]
             planned = Planned(step, "", "answer", said.score)
-            return {**update, "text": text, **ended("answered"), **noted(runtime, *said.decided, planned, Wrote(text))}
+            return {**update, **answer_with(runtime, turn["answer"], *said.decided, planned)}
         if "tool" in turn:
             call_id = f"{step}.{observed_calls(trace) + 1}"
             call = {"id": call_id, "name": turn["tool"], "arguments": json.dumps(turn["arguments"], ensure_ascii=False)}
@@ -122,19 +121,9 @@ def conductor_messages(task: str, tools: Sequence[ToolSpec], trace: Trace) -> tu
     ]
     turns = [Message("system", _SYSTEM.format(tools="\n".join(lines) or "none"))]
     said = f"Task: {task}"
-    planned: Planned | None = None
-    called: Called | None = None
-    for event in events(trace):
-        match event:
-            case Planned():
-                planned, called = event, None
-            case Called():
-                called = event
-            case Observed() if planned is not None:
-                turns += [Message("user", said), Message("assistant", _turn_text(planned, called, event))]
-                said = shown(event.observation)
-            case _:
-                pass
+    for planned, called, observed in exchanges(trace):
+        turns += [Message("user", said), Message("assistant", _turn_text(planned, called, observed))]
+        said = shown(observed.observation)
     return (*turns, Message("user", said))
 
 

@@ -22,7 +22,7 @@ from nearfar.types import Message, ToolCall, ToolSpec
 
 from . import limits
 from .journal import Journal
-from .roles import Ask, Role
+from .roles import Ask, Role, RoleAnswer, written
 from .scope import Scope
 from .toolbox import Toolbox
 from .trace import spent, to_plain
@@ -118,6 +118,23 @@ def noted(at: At, *events: Any) -> Update:
     for event in events:
         at.stream_writer(event)
     return {"trace": [to_plain(event) for event in events if not isinstance(event, Wrote)]}
+
+
+def answer_with(at: At, text: str, *events: Any) -> Update:
+    """Tells of the events and then the answer, and the update that ends the run with it."""
+    return {"text": text, **ended("answered"), **noted(at, *events, Wrote(text))}
+
+
+async def answer_as_written(at: At, role: str, ask: Ask) -> Update:
+    """Tells the role's answer as it is written, and the update that ends the run with it."""
+    desk = at.context
+    async for event in written(desk.responder, desk.roles[role], ask):
+        match event:
+            case Wrote():
+                at.stream_writer(event)
+            case RoleAnswer():
+                said = event
+    return {"text": said.answer.text, **ended("answered"), **noted(at, *said.decided)}
 
 
 def timed(node: Callable[[State, At], Any]) -> Any:

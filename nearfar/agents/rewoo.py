@@ -26,6 +26,7 @@ from .desk import (
     State,
     Update,
     admission,
+    answer_as_written,
     candidates,
     elapsed_s,
     ended,
@@ -34,10 +35,10 @@ from .desk import (
     person_says,
     timed,
 )
-from .roles import RoleAnswer, answered, span_score, written
+from .roles import answered, span_score
 from .toolbox import Toolbox
 from .trace import shown, to_plain
-from .types import Called, Observation, Observed, Planned, Wrote
+from .types import Called, Observation, Observed, Planned
 
 PLANNER, SOLVER = "planner", "solver"
 
@@ -138,13 +139,7 @@ class Rewoo:
         if (stop := desk.limit(state, step=1)) is not None:
             return stop
         ask = desk.ask(state, SOLVER, *solve_messages(desk.task.text, steps_of(state), evidence_of(state)))
-        async for event in written(desk.responder, desk.roles[SOLVER], ask):
-            match event:
-                case Wrote():
-                    runtime.stream_writer(event)
-                case RoleAnswer():
-                    said = event
-        return {"text": said.answer.text, **ended("answered"), **noted(runtime, *said.decided)}
+        return await answer_as_written(runtime, SOLVER, ask)
 
 
 # --- one wave: the steps that have all that they need ----------------------------------------------------------------

@@ -17,11 +17,11 @@ from langgraph.graph import END, START, StateGraph
 
 from nearfar.types import Message, ToolSpec
 
-from .desk import At, Desk, State, Update, candidates, ended, gate, make_call, noted, plain_scope, timed
+from .desk import At, Desk, State, Update, answer_with, candidates, ended, gate, make_call, noted, plain_scope, timed
 from .roles import answered, span_score
 from .scope import Scope
 from .trace import Trace, events, shown
-from .types import Observation, Observed, Planned, Wrote
+from .types import Observation, Observed, Planned
 
 ASKER, READER = "asker", "reader"
 
@@ -114,12 +114,7 @@ class SelfAsk:
         planned = Planned(step, question or final, "follow up" if question else "answer", said.score)
         update: Update = {"step": step, "scope": plain_scope(Scope((tool.name,)))}
         if question is None:
-            return {
-                **update,
-                "text": final,
-                **ended("answered"),
-                **noted(runtime, *said.decided, planned, Wrote(final)),
-            }
+            return {**update, **answer_with(runtime, final, *said.decided, planned)}
         call = {"id": f"{step}", "name": tool.name, "arguments": _arguments(tool, question)}
         return {**update, "call": call, "call_score": said.score, **noted(runtime, *said.decided, planned)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -48,6 +48,22 @@ def from_plain(plain: Mapping[str, Any]) -> TraceEvent:
 def events(trace: Trace) -> list[TraceEvent]:
     """The events of a trace, in the order of their steps: what ran side by side was noted as it came."""
     return sorted(map(from_plain, trace), key=lambda event: event.step)
+
+
+def exchanges(trace: Trace) -> Iterator[tuple[Planned, Called | None, Observed]]:
+    """What was planned, the call that was made of it, and what became of it; None: no call was made."""
+    planned: Planned | None = None
+    called: Called | None = None
+    for event in events(trace):
+        match event:
+            case Planned():
+                planned, called = event, None
+            case Called():
+                called = event
+            case Observed() if planned is not None:
+                yield planned, called, event
+            case _:
+                pass
 
 
 @dataclass(frozen=True, slots=True)
