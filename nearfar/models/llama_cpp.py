@@ -325,6 +325,8 @@ class _Progress:
             return []
         if self.finish_reason == "length" and (self._reader.is_cut_off or (self._is_forced and not self._reader.calls)):
             call, self.finished = self._reader.finish_call()
+            if not self.finished:  # only the closing marker was cut off
+                self.finish_reason = "tool_calls"
             return [ToolCallDelta(len(self.calls) - 1, call.arguments, call.id, call.name)]
         if self._reader.calls and not self._reader.is_cut_off:
             self.finish_reason = "tool_calls"
