@@ -1,5 +1,6 @@
 """`nearfar evaluate-retrieval` and `nearfar tools`: the doors, with real files and the static embedder."""
 
+import gzip
 import json
 
 import pytest
@@ -102,6 +103,19 @@ def test_tools_are_indexed_searched_and_changed(tools, uses, tmp_path, capsys):
     assert "recipes" not in names
 
 
+def test_an_index_of_tools_knows_its_embedder(tools, tmp_path, capsys):
+    """Nobody has to name it again; nothing is found for nothing."""
+    index = ["--index", str(tmp_path / "index")]
+    assert run(["tools", "index", str(tools), *index, "--embedder", "static"]) == 0
+    capsys.readouterr()
+
+    assert run(["tools", "search", "cook", "-k", "1", *index, "--json"]) == 0
+    found = capsys.readouterr()
+    assert [hit["tool"] for hit in json.loads(found.out)] == ["recipes"]
+    assert found.err == ""
+    assert run(["tools", "search", " ", *index]) == 2
+
+
 def test_tools_are_measured(tools, uses, capsys):
     """The keys that others read, and a table."""
     evaluate = ["tools", "evaluate", str(tools), str(uses), "--train", str(uses), "--embedder", "static"]
@@ -119,3 +133,46 @@ def test_an_unknown_tool_is_named(tools, tmp_path, capsys):
 
     assert run(["tools", "evaluate", str(tools), str(bad), "--embedder", "static"]) == 1
     assert "'magic'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"id": "1", "text": "a"}, {"id": "1", "text": "b"}], "Line 2 of"),
+        ([{"id": "1"}], "a document needs `id` and `text`"),
+        (["[" * 100_000], "not JSON"),
+    ],
+)
+def test_a_broken_corpus_is_named(folder, lines, message, capsys):
+    """A document that is there twice would count twice."""
+    said = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / "corpus.jsonl").write_text("\n".join(said))
+
+    assert run(["evaluate-retrieval", str(folder), "--embedder", "static"]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "there is another tool 'a' before it"),
+        ([{"function": "no object"}], "a tool needs"),
+    ],
+)
+def test_a_broken_list_of_tools_is_named(tmp_path, rows, message, capsys):
+    """With the line; nothing is written."""
+    tools = write(tmp_path / "bad.jsonl", rows)
+
+    assert run(["tools", "index", str(tools), "--index", str(tmp_path / "index"), "--embedder", "static"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_gzipped_file_cut_short_is_named(folder, capsys):
+    """As one that cannot be read."""
+    packed = gzip.compress((folder / "corpus.jsonl").read_bytes())
+    (folder / "corpus.jsonl").unlink()
+    (folder / "corpus.jsonl.gz").write_bytes(packed[:12] + b"\xff" * 20)
+
+    assert run(["evaluate-retrieval", str(folder), "--embedder", "static"]) == 1
+    assert "Cannot read" in capsys.readouterr().err

@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import httpx2
@@ -59,6 +63,13 @@ class Desk:
     def json(self, *arguments, **options):
         """A command's JSON."""
         return json.loads(self.run(*arguments, "--json", **options))
+
+    def num_documents(self, name):
+        """How many documents are committed."""
+        (path,) = (self.folder / "home").rglob(f"{name}/collection.db")
+        with closing(sqlite3.connect(path)) as database:
+            tables = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'documents'").fetchone()
+            return database.execute("SELECT count(*) FROM documents").fetchone()[0] if tables[0] else 0
 
     def settings(self):
         """The config, read here."""
@@ -118,6 +129,7 @@ def test_ask_asks_nobody_where_the_documents_say_nothing(desk):
         (("ask", "--docs", "fish", "eggs?"), "No collection 'fish'; there are 'birds'"),
         (("ask", "--passages", "3", "eggs?"), "--docs NAME"),
         (("search", "../birds", "eggs"), "is no name for a collection"),
+        (("search", "birds", " "), "The query is empty"),
         (("index", "birds", "docs", "--embedder", "bert"), "no embedder 'bert'"),
     ],
 )
@@ -261,3 +273,67 @@ def test_wrong_settings_are_refused(tmp_path, text, message):
 
     with pytest.raises(ConfigError, match=message):
         Settings.load(tmp_path / "nearfar.toml", environ={})
+
+
+def test_a_wrong_path_makes_no_collection(tmp_path):
+    """And an empty collection is called empty."""
+    desk = Desk(tmp_path)
+    (tmp_path / "nothing").mkdir()
+
+    desk.run("index", "birds", "docs/none.txt", code=1)
+    assert desk.json("index") == []
+    desk.run("index", "none", "nothing")
+    desk.run("search", "none", "eggs", code=1)
+    assert "'none' is empty" in desk.said
+
+
+def test_a_damaged_collection_hides_no_other(tmp_path):
+    """It is named with what to do; the list goes on."""
+    desk = Desk(tmp_path)
+    desk.run("index", "birds", "docs")
+    (path,) = (tmp_path / "home").rglob("birds/collection.db")
+    desk.run("index", "more", "docs")
+    path.write_bytes(b"no database at all")
+
+    assert "more" in desk.run("index", code=1)
+    assert "'birds' is damaged" in desk.said
+    listed = {page["collection"]: page for page in desk.json("index", code=1)}
+    assert listed["more"]["documents"] == 2
+    assert "damaged" in listed["birds"]["error"]
+    desk.run("search", "birds", "eggs", code=1)
+
+
+def test_names_steer_no_terminal(tmp_path):
+    """Escapes of either kind, marks of direction and newlines in a file's name and text."""
+    desk = Desk(tmp_path)
+    name = "a\n1. fake \x1b[31m\x9b31m\u202etxt"
+    (tmp_path / "docs" / name).write_text("Storks \x9b2J nest \u202eon chimneys.")
+
+    desk.run("index", "birds", "docs")
+    first, *text = desk.run("search", "birds", "Storks nest on chimneys", "-k", "1").splitlines()
+
+    assert first.endswith("docs/a 1. fake [31m31mtxt:1")
+    assert text[0] == "   Storks 2J nest on chimneys."
+
+
+def test_an_interrupted_run_keeps_what_it_did(tmp_path):
+    """Ctrl-C in the middle: a line that says so, exit code 130, and the same command goes on."""
+    desk = Desk(tmp_path)
+    for number in range(1500):
+        (tmp_path / "docs" / f"{number}.txt").write_text(f"Entry {number} speaks of word{number}.")
+    command = [sys.executable, "-m", "nearfar.cli", "index", "birds", "docs"]
+
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | desk.environment, stderr=subprocess.PIPE) as child:
+        while not list((tmp_path / "home").rglob("birds/collection.db-wal")):
+            time.sleep(0.01)
+        while not desk.num_documents("birds"):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        said = child.stderr.read().decode()
+
+    assert child.returncode == 130
+    assert "what is in 'birds' is kept" in said
+    kept = desk.num_documents("birds")
+    assert 0 < kept < 1502
+    again = desk.json("index", "birds", "docs")
+    assert (again["added"], again["unchanged"]) == (1502 - kept, kept)

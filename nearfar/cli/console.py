@@ -108,8 +108,21 @@ def escape(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters other than newline and tab, which could steer a terminal."""
-    return "".join(character for character in text if character in "\n\t" or (character >= " " and character != "\x7f"))
+    """The text without control characters other than newline and tab, which could steer a terminal, and without those
+    that make it run the other way, which could make a line read as another one.
+    """
+    return text.translate(_STEERING)
+
+
+#: The control characters of ASCII and of Latin-1 (which has escape sequences of its own), and the marks of direction.
+_STEERING = dict.fromkeys(
+    [*range(9), *range(11, 32), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+)
+
+
+def one_line(text: str) -> str:
+    """The text as printable, its white space as blanks: a file's name may hold a newline."""
+    return " ".join(printable(text).split())
 
 
 def usd(amount: float | None, *, is_estimated: bool = False) -> str:

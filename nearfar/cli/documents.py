@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.errors import RequestError
+from nearfar.errors import DataError, RequestError
 from nearfar.retrieval.places import hit_json, place
 
 from . import options as opt
-from .console import complain, escape, printable, remark, seconds, stderr, stdout, table, write, write_json
+from .console import complain, escape, one_line, printable, remark, seconds, stderr, stdout, table, write, write_json
 from .run import DONE, FAILED
 
 if TYPE_CHECKING:
@@ -108,13 +108,15 @@ def _index(
     reembeds: bool,
 ) -> Report:
     from nearfar.retrieval.chunking import Chunking
+    from nearfar.retrieval.folders import check_paths
     from nearfar.retrieval.indexing import Report, index_paths
     from nearfar.wiring import open_collection_writer
 
+    check_paths(paths)
     if reembeds and embedder is None:
         embedder = settings.retrieval.embedder
     writer = open_collection_writer(settings, name, embedder=embedder, creates=bool(paths), reembeds=reembeds)
-    with writer, _progress_bar() as show:
+    with writer, _told_of_interruption(name), _progress_bar() as show:
         report = Report()
         for source in remove:
             known = set(writer.sources_under(str(Path(source).absolute())))
@@ -136,6 +138,16 @@ def _index(
             f"The collection {name!r} has no document {remove[0]!r}; what it has: nearfar index {name} --list --json"
         )
     return report
+
+
+@contextmanager
+def _told_of_interruption(name: str) -> Iterator[None]:
+    """Says what Ctrl-C costs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        remark(f"Interrupted: what is in {name!r} is kept; the same command goes on with the rest.", style="")
+        raise
 
 
 def _repair(settings: Settings, name: str, *, as_json: bool) -> int:
@@ -166,7 +178,7 @@ def _conclude(name: str, report: Report) -> int:
     if not report.failures:
         return DONE
     for source, reason in report.failures[:_NUM_SHOWN]:
-        remark(f"  {printable(source)} {printable(reason)}", style="")
+        remark(f"  {one_line(source)} {one_line(reason)}", style="")
     hidden = len(report.failures) - _NUM_SHOWN
     more = f"; {hidden:,} more: nearfar index {name} --list" if hidden > 0 else ""
     complain(f"{len(report.failures):,} could not be read{more}. Everything else is indexed.")
@@ -195,9 +207,15 @@ def _list(settings: Settings, name: str | None, *, as_json: bool) -> int:
 
     names = collection_names(settings) if name is None else [name]
     found = []
+    damaged: list[tuple[str, DataError]] = []
     for each in names:
-        with Collection(collection_folder(settings, each)) as collection:
-            found.append((collection.statistics(), collection.sources() if name is not None else []))
+        try:
+            with Collection(collection_folder(settings, each)) as collection:
+                found.append((collection.statistics(), collection.sources() if name is not None else []))
+        except DataError as exc:
+            if name is not None:
+                raise
+            damaged.append((each, exc))
     if as_json:
         pages = [
             {
@@ -212,9 +230,10 @@ def _list(settings: Settings, name: str | None, *, as_json: bool) -> int:
             }
             for facts, sources in found
         ]
+        pages += [{"collection": each, "error": str(error)} for each, error in damaged]
         write_json(pages if name is None else pages[0])
-        return DONE
-    if not found:
+        return FAILED if damaged else DONE
+    if not found and not damaged:
         remark("There is no collection yet. Make one: nearfar index NAME PATH", style="")
         return DONE
     rows = [
@@ -232,8 +251,10 @@ def _list(settings: Settings, name: str | None, *, as_json: bool) -> int:
     table(("collection", "documents", "passages", "on disk", "embedder", "failed"), rows, right=numbers)
     if name is not None:
         for source, reason in found[0][0].failures:
-            stdout().print(f"  {printable(source)} {printable(reason)}", markup=False)
-    return DONE
+            stdout().print(f"  {one_line(source)} {one_line(reason)}", markup=False)
+    for _, error in damaged:
+        complain(str(error))
+    return FAILED if damaged else DONE
 
 
 @contextmanager
@@ -280,15 +301,20 @@ def search(
     from nearfar.config import Settings
     from nearfar.wiring import open_collection
 
+    if not query.strip():
+        raise RequestError(f'The query is empty; say what to look for: nearfar search {name} "who may write?"')
     settings = Settings.load(config, needs_keys=False)
     with open_collection(settings, name) as collection:
         hits = collection.search(query, k=k, filter=read_filter(where), mode=by.value if by else None)
+        is_empty = not hits and not collection.statistics().num_chunks
     if as_json:
         for hit in hits:
             write_json(hit_json(hit))
     else:
         _show(hits)
-    if not hits:
+    if is_empty:
+        remark(f"{name!r} is empty. Put something into it: nearfar index {name} PATH", style="")
+    elif not hits:
         remark(f"Nothing in {name!r} has anything of it.", style="")
     return DONE if hits else FAILED
 
@@ -322,7 +348,7 @@ def _show(hits: list[Hit]) -> None:
     for number, hit in enumerate(hits, 1):
         about = hit.chunk.metadata.get("object") or hit.chunk.metadata.get("heading") or hit.chunk.metadata.get("title")
         title = f" [bold]{escape(str(about))}[/]" if about else ""
-        stdout().print(f"[cyan]{number}.[/] [dim]{escape(place(hit))}[/]{title}", soft_wrap=True)
+        stdout().print(f"[cyan]{number}.[/] [dim]{escape(one_line(place(hit)))}[/]{title}", soft_wrap=True)
         lines = [line for line in printable(hit.chunk.text).splitlines() if line.strip()]
         for line in lines[:6]:
             write(f"   {line}\n")

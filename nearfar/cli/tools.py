@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from nearfar.errors import RequestError
+
 from . import options as opt
 from .console import escape, remark, seconds, stdout, table, waiting, write_json
 from .evaluate_retrieval import as_interval, best_embedder, stage_as_json, write_rankings
@@ -14,12 +16,18 @@ from .run import DONE
 
 if TYPE_CHECKING:
     from nearfar.retrieval.tool_report import ToolReport
-    from nearfar.types import Hit
+    from nearfar.types import Embedder, Hit
 
 app = typer.Typer(help="Find the tools that a request needs.", no_args_is_help=True)
 
 EmbedderOption: TypeAlias = Annotated[
     str | None, typer.Option("--embedder", help="minilm or static [default: minilm where it is installed].")
+]
+OwnEmbedderOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--embedder", help="minilm or static [default: the index's own; for a new one minilm where it is installed]."
+    ),
 ]
 FolderOption: TypeAlias = Annotated[Path, typer.Option("--index", help="The index's folder.")]
 ToolsArgument: TypeAlias = Annotated[
@@ -43,14 +51,15 @@ def index(
     folder: FolderOption = _FOLDER,
     add: Annotated[bool, typer.Option("--add", help="Add to the index that is there.")] = False,
     remove: Annotated[list[str] | None, typer.Option("--remove", help="A tool to forget (repeatable).")] = None,
-    embedder: EmbedderOption = None,
+    embedder: OwnEmbedderOption = None,
     as_json: opt.JsonOption = False,
 ) -> int:
     """Index tools by what they say of themselves and by what they were used for."""
     from nearfar.retrieval.tools import ToolIndex, read_tools, read_uses
 
-    found = best_embedder(embedder)
-    made = ToolIndex.load(folder, found) if add or remove else ToolIndex(found)
+    changes = bool(add or remove)
+    found = _embedder_of(folder, embedder) if changes else best_embedder(embedder)
+    made = ToolIndex.load(folder, found) if changes else ToolIndex(found)
     made.add(read_tools(tools))
     for name in remove or ():
         made.remove(name)
@@ -72,13 +81,15 @@ def search(
     request: Annotated[str, typer.Argument(metavar="REQUEST", help="What is to be done.", show_default=False)],
     folder: FolderOption = _FOLDER,
     k: Annotated[int, typer.Option("-k", min=1, help="At most so many tools.")] = 5,
-    embedder: EmbedderOption = None,
+    embedder: OwnEmbedderOption = None,
     as_json: opt.JsonOption = False,
 ) -> int:
     """Show the tools that a request most likely needs."""
     from nearfar.retrieval.tools import ToolIndex
 
-    hits = ToolIndex.load(folder, best_embedder(embedder)).search(request, k=k)
+    if not request.strip():
+        raise RequestError('The request is empty; say what is to be done: nearfar tools search "add two numbers"')
+    hits = ToolIndex.load(folder, _embedder_of(folder, embedder)).search(request, k=k)
     if as_json:
         write_json([_hit_as_json(hit) for hit in hits])
         return DONE
@@ -122,6 +133,14 @@ def evaluate(
     else:
         _print(report)
     return DONE
+
+
+def _embedder_of(folder: Path, name: str | None) -> Embedder:
+    """The named embedder, or else the one that the index was made with."""
+    from nearfar.retrieval.embedders import key_of
+    from nearfar.retrieval.tools import ToolIndex
+
+    return best_embedder(name or key_of(ToolIndex.made_with(folder)))
 
 
 def _hit_as_json(hit: Hit) -> dict[str, Any]:

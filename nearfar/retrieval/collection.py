@@ -234,8 +234,14 @@ class Collection:
         num_chunks = 0
         kinds: tuple[PartKind, ...] = ("bm25",) if self._embedder is None else ("bm25", "dense")
         for kind in kinds:
-            ours = [record for record in records if record.kind == kind]
-            found = [read_part(self.folder / PARTS / record.name) for record in ours]
+            ours, found = [], []
+            for record in records:
+                if record.kind == kind:
+                    try:
+                        found.append(read_part(self.folder / PARTS / record.name))
+                    except DataError:
+                        continue
+                    ours.append(record)
             for first, end in gaps(ours, last):
                 part = make_part(database, kind, database.ids_between(first, end, kind=kind))
                 if part is not None:

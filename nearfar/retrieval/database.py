@@ -106,7 +106,12 @@ class Database:
                 f"There is no collection {path.parent.name!r}. Make it: nearfar index {path.parent.name} PATH",
                 path=str(path),
             )
-        self._connection = open_database(path, [COLLECTION])
+        try:
+            self._connection = open_database(path, [COLLECTION])
+        except DataError as exc:
+            if _is_damage(exc.__cause__):
+                raise self._damaged(exc.__cause__) from exc
+            raise
         self._connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten, not only unlinked
 
     def close(self) -> None:
@@ -149,11 +154,21 @@ class Database:
         try:
             yield
         except sqlite3.Error as exc:
+            if _is_damage(exc):
+                raise self._damaged(exc) from exc
             raise DataError(
                 f"Cannot use the collection {str(self.path)!r}: {exc}. Check that the disk has room and that the file "
                 "is a collection that you may write; what was committed before is kept.",
                 path=str(self.path),
             ) from exc
+
+    def _damaged(self, exc: BaseException | None) -> DataError:
+        folder = self.path.parent
+        return DataError(
+            f"The collection {folder.name!r} is damaged: {exc}. Remove its folder {str(folder)!r} and index its files "
+            "anew.",
+            path=str(self.path),
+        )
 
     def version(self) -> int:
         """Another number whenever another connection has changed the file."""
@@ -175,6 +190,10 @@ class Database:
         self._connection.executemany(
             "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", facts.items()
         )
+
+    def forget_facts(self, names: Iterable[str]) -> None:
+        """Removes facts, those that there are."""
+        self._connection.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in names])
 
     def count(self, table: str) -> int:
         """How many rows there are."""
@@ -407,6 +426,12 @@ class Database:
     def failures(self) -> list[tuple[str, str]]:
         """What could not be read when it was last tried, and why."""
         return list(self._connection.execute("SELECT source, reason FROM failures ORDER BY source"))
+
+
+def _is_damage(exc: BaseException | None) -> bool:
+    """Whether SQLite found no database, or one with broken pages."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(exc, sqlite3.DatabaseError) and getattr(exc, "sqlite_errorcode", 0) & 0xFF in codes
 
 
 def _chunk(text: str, source: str, start: int, end: int, metadata: str, given_id: str | None) -> Chunk:

@@ -174,8 +174,7 @@ class Dense:
             return cls(faiss.read_index(str(path), flag if mapped else 0))
         except RuntimeError as exc:
             raise DataError(
-                f"The index {str(path)!r} is broken. Remove its folder, then run nearfar index again: it is made anew "
-                "from the documents.",
+                f"The index {str(path)!r} is damaged. Run nearfar index again: it is made anew from the documents.",
                 path=str(path),
             ) from exc
 

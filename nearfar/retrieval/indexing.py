@@ -11,7 +11,7 @@ from pathlib import Path
 from . import readers
 from .chunking import Chunking, chunks
 from .database import DocumentRecord
-from .documents import Unreadable
+from .documents import Document, Unreadable
 from .folders import walk
 from .readers import kind_of, read
 from .writing import CollectionWriter
@@ -21,6 +21,9 @@ MAX_BYTES = 100_000_000
 
 #: How long after its last change a file's time is not trusted to change with the next: filesystems' clocks are coarse.
 _COARSE_S = 2.0
+
+#: Problems of one file that are told one by one.
+_NUM_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class _Run:
         self._max_bytes = max_bytes
         self._report = report
         self._failures: list[tuple[str, str]] = []
+        self._had_failed = frozenset(writer.failures())
 
     def index(self, path: Path) -> None:
         """Reads the file if it is new or has changed."""
@@ -147,7 +151,7 @@ class _Run:
             (known.num_bytes, known.modified_ns) == (status.st_size, status.st_mtime_ns)
             and known.indexed_at > status.st_mtime + _COARSE_S
         )
-        if is_same_reading and is_same_file:
+        if is_same_reading and is_same_file and source not in self._had_failed:
             report.unchanged += 1
             return
         data = path.read_bytes()
@@ -156,9 +160,11 @@ class _Run:
         if known is not None and is_same_reading and known.sha256 == sha256:
             self._writer.touch(record)
             report.unchanged += 1
+            if source in self._had_failed:
+                self._note(source, read(data, kind))
             return
         document = read(data, kind)
-        self._failures += [(source, problem) for problem in document.problems]
+        self._note(source, document)
         made = chunks(document, source, self._chunking)
         self._writer.put(record, made)
         report.num_chunks += len(made)
@@ -167,3 +173,10 @@ class _Run:
             report.added += 1
         else:
             report.changed += 1
+
+    def _note(self, source: str, document: Document) -> None:
+        """Lists what of the document could not be read, as one failure."""
+        if document.problems:
+            more = len(document.problems) - _NUM_TOLD
+            told = "; ".join(document.problems[:_NUM_TOLD])
+            self._failures.append((source, told + (f"; and {more:,} more" if more > 0 else "")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,16 +79,19 @@ def read_corpus(folder: Path) -> list[Chunk]:
         DataError: there is no such file, or a line is not a document.
     """
     path = existing(folder / "corpus.jsonl")
-    found = []
+    found: dict[str, Chunk] = {}
     for number, row in rows(path):
         if "id" not in row or not isinstance(row.get("text"), str):
             raise broken_line(path, number, "a document needs `id` and `text`")
+        name = str(row["id"])
+        if name in found:
+            raise broken_line(path, number, f"there is another document {name!r} before it")
         title = row.get("title")
         metadata = {"title": title} if isinstance(title, str) and title else {}
-        found.append(Chunk(row["text"], str(row["id"]), 0, len(row["text"]), metadata, id=str(row["id"])))
+        found[name] = Chunk(row["text"], name, 0, len(row["text"]), metadata, id=name)
     if not found:
         raise DataError(f"{str(path)!r} has no documents.", path=str(path))
-    return found
+    return list(found.values())
 
 
 def read_queries(path: Path, *, known: Mapping[str, int] | None = None) -> list[JudgedQuery]:
@@ -141,13 +145,13 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as exc:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as exc:
         raise DataError(f"Cannot read {str(path)!r}: {exc}.", path=str(path)) from exc
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise broken_line(path, number, "not JSON") from exc
             if not isinstance(row, dict):
                 raise broken_line(path, number, "not an object")

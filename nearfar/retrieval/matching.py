@@ -328,7 +328,7 @@ class MatchPolicy:
         try:
             path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         except OSError as exc:
-            raise DataError(f"Cannot write {str(path)!r}: {exc.strerror}.", path=str(path)) from exc
+            raise DataError(f"Cannot write {str(path)!r}: {exc.strerror or exc}.", path=str(path)) from exc
 
 
 #: Recalls the very same question alone.
@@ -350,10 +350,12 @@ def read_pairs(path: Path) -> list[QuestionPair]:
                 try:
                     row = json.loads(line)
                     question, remembered, is_same = row["question"], row["remembered"], row["same"]
-                except (ValueError, KeyError, TypeError) as exc:
-                    raise _no_pair(path, number, repr(exc)) from exc
+                except ValueError as exc:
+                    raise _no_pair(path, number, "is not JSON") from exc
+                except (KeyError, TypeError) as exc:
+                    raise _no_pair(path, number, "is no object with all three") from exc
                 if not (isinstance(question, str) and isinstance(remembered, str) and is_same in (0, 1)):
-                    raise _no_pair(path, number, "question and remembered are texts, same is true or false")
+                    raise _no_pair(path, number, "has no texts as question and remembered, or no true or false as same")
                 pairs.append(QuestionPair(question, remembered, bool(is_same)))
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"Cannot read the pairs in {str(path)!r}: {exc}.", path=str(path)) from exc

@@ -48,7 +48,7 @@ def write_part(folder: Path, part: Part) -> str:
         _sync(folder)
     except (OSError, RuntimeError) as exc:  # faiss says RuntimeError for what the disk refuses
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = exc.strerror if isinstance(exc, OSError) else "the disk refused it"
+        reason = (exc.strerror or str(exc)) if isinstance(exc, OSError) else "the disk refused it"
         raise DataError(
             f"Cannot write an index into {str(folder)!r}: {reason}. Make room, then run the same command again; the "
             "documents are kept.",
@@ -86,12 +86,31 @@ def read_part(folder: Path, *, mapped: bool = True) -> Part:
 
     Raises:
         FileNotFoundError: it was replaced by another meanwhile.
+        DataError: it is damaged.
     """
     import numpy as np
 
-    ids = np.load(folder / "ids.npy", mmap_mode="r").view(np.ndarray)
-    index = BM25.load(folder) if folder.name.startswith("bm25-") else Dense.load(folder / "index.faiss", mapped=mapped)
+    is_words = folder.name.startswith("bm25-")
+    try:
+        ids = np.load(folder / "ids.npy", mmap_mode="r").view(np.ndarray)
+        index = BM25.load(folder) if is_words else Dense.load(folder / "index.faiss", mapped=mapped)
+    except (ValueError, EOFError, IndexError) as exc:  # numpy says these for what is no array
+        raise DataError(
+            f"The index {str(folder)!r} is damaged. Run nearfar index again: it is made anew from the documents.",
+            path=str(folder),
+        ) from exc
     return Part(ids, index)
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether the part is whole and can be opened; bytes that were changed inside of it are not noticed."""
+    if not is_whole(folder):
+        return False
+    try:
+        read_part(folder)
+    except (DataError, OSError):
+        return False
+    return True
 
 
 def remove_parts(folder: Path, *, keep: frozenset[str]) -> None:

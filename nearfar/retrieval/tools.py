@@ -231,6 +231,15 @@ class ToolIndex:
             raise _broken(folder) from exc
         return found
 
+    @staticmethod
+    def made_with(folder: Path) -> str:
+        """The name of the embedder that the index in the folder was made with.
+
+        Raises:
+            DataError: there is none, or it is broken.
+        """
+        return str(_read(folder).get("embedder"))
+
     def _build(self) -> _Built:
         if self._built is None:
             descriptions = [_described(tool) for tool in self._tools.values()]
@@ -409,17 +418,20 @@ def read_tools(path: Path) -> list[ToolSpec]:
         DataError: there is no such file, or a line is not a tool.
     """
     path = existing(path)
-    found = []
-    for number, row in rows(path):
-        row = row.get("function", row)
+    found: dict[str, ToolSpec] = {}
+    for number, line in rows(path):
+        inner = line.get("function", line)
+        row: dict[str, Any] = inner if isinstance(inner, dict) else {}
         name, text = row.get("id", row.get("name")), row.get("text", row.get("description", ""))
         parameters = row.get("parameters") or {}
         if not isinstance(name, str) or not name or not isinstance(text, str) or not isinstance(parameters, dict):
             raise broken_line(path, number, "a tool needs `id` or `name`, and `text` or `description`")
-        found.append(ToolSpec(name, text, parameters))
+        if name in found:
+            raise broken_line(path, number, f"there is another tool {name!r} before it")
+        found[name] = ToolSpec(name, text, parameters)
     if not found:
         raise DataError(f"{str(path)!r} has no tools.", path=str(path))
-    return found
+    return list(found.values())
 
 
 def read_uses(path: Path, *, known: Iterable[str]) -> list[ToolUse]:
@@ -435,7 +447,7 @@ def read_uses(path: Path, *, known: Iterable[str]) -> list[ToolUse]:
         used = row.get("tools")
         if not isinstance(row.get("text"), str) or not isinstance(used, list) or not used:
             raise broken_line(path, number, "a request needs `text` and `tools`")
-        unknown = [name for name in used if name not in names]
+        unknown = [name for name in used if not isinstance(name, str) or name not in names]
         if unknown:
             raise broken_line(path, number, f"there is no tool {unknown[0]!r}")
         found.append(ToolUse(row["text"], tuple(used)))

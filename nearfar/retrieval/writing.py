@@ -21,7 +21,7 @@ from .chunking import searched_text
 from .collection import DATABASE, PARTS, check_embedder, gaps, make_part
 from .database import Database, DocumentRecord, PartRecord
 from .embedders import close_embedder
-from .parts import Part, PartKind, is_whole, read_part, remove_parts, write_part
+from .parts import Part, PartKind, is_readable, read_part, remove_parts, write_part
 
 if TYPE_CHECKING:
     from numpy import int64
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _BATCH = 256
 #: Chunks without a part after which the writer makes one, so that whoever searches meanwhile indexes no more in memory.
 _UNSEALED = 20_000
+#: Facts of a collection that has vectors.
+_OF_VECTORS = ("embedder", "dim", "embedder_key")
 #: Chunks in one part of BM25 at most: bm25s needs about 1 GB to build an index of a million.
 _MAX_WORDS_PART = 250_000
 
@@ -42,7 +44,7 @@ class CollectionWriter:
         folder: made if need be.
         embedder: of the chunks, closed with the writer; None: a collection that is searched by words alone.
         creates: make the collection where there is none.
-        reembeds: put this embedder in the place of the one that the collection was made with.
+        reembeds: put this embedder in the place of the one that the collection was made with; None drops its vectors.
         embedder_key: the embedder's name in the config, kept for whoever opens the collection.
 
     Raises:
@@ -152,6 +154,11 @@ class CollectionWriter:
         with self._database.checked():
             return self._database.sources_under(folder)
 
+    def failures(self) -> dict[str, str]:
+        """What could not be read when it was last tried, and why."""
+        with self._database.checked():
+            return dict(self._database.failures())
+
     def note_failures(self, root: str, failures: Iterable[tuple[str, str]]) -> None:
         """Puts what could not be read under a root in the place of what could not be read before."""
         with self._database.transaction():
@@ -190,20 +197,22 @@ class CollectionWriter:
         if "made" not in facts:
             with database.transaction():
                 database.set_facts({"made": "1", **made})
-        elif reembeds and embedder is not None:
+        elif reembeds:
             with database.transaction():
                 database.forget_vectors()
+                database.forget_facts(_OF_VECTORS)
                 database.set_facts(made)
         elif embedder is None and "embedder" in facts:
             raise DataError(
-                f"The collection {self.folder.name!r} has vectors of {facts['embedder']!r}; index it with that one.",
+                f"The collection {self.folder.name!r} has vectors of {facts['embedder']!r}; index it with that one, or "
+                f"drop them: nearfar index {self.folder.name} --reembed --embedder none",
                 path=str(self.folder),
             )
         else:
             check_embedder(self.folder, facts, embedder)
         with database.checked():
             records = database.parts()
-        broken = [record.name for record in records if not is_whole(self.folder / PARTS / record.name)]
+        broken = [record.name for record in records if not is_readable(self.folder / PARTS / record.name)]
         if broken:
             with database.transaction():
                 database.replace_parts(broken, [])
@@ -325,7 +334,7 @@ def _locked(folder: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as exc:
         raise DataError(
-            f"Cannot write the collection {str(folder)!r}: {exc.strerror}. Check the folder and the disk.",
+            f"Cannot write the collection {str(folder)!r}: {exc.strerror or exc}. Check the folder and the disk.",
             path=str(folder),
         ) from exc
     try:

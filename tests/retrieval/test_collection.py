@@ -227,6 +227,55 @@ def test_newer_collection_is_refused(folder):
         Collection(folder, STATIC)
 
 
+def test_dropped_vectors_leave_words(folder):
+    """Without an embedder the text stays, its vectors go; and an embedder can come back."""
+    fill(folder, animals())
+    with pytest.raises(DataError, match="--reembed --embedder none"):
+        CollectionWriter(folder, None)
+
+    with CollectionWriter(folder, None, reembeds=True) as writer:
+        writer.finish()
+
+    assert not list((folder / "parts").glob("dense-*"))
+    with Collection(folder) as collection:
+        assert collection.statistics().embedder is None
+        assert collection.search("bark at strangers", k=1)[0].chunk.source == "zoo/dogs.txt"
+    with CollectionWriter(folder, STATIC, reembeds=True) as writer:
+        writer.finish()
+    with Collection(folder, STATIC) as collection:
+        assert collection.search("bark at strangers", k=1, mode="vectors")[0].chunk.source == "zoo/dogs.txt"
+
+
+@pytest.mark.parametrize("damage", ["noise", "no database"])
+def test_damaged_database_says_what_to_remove(folder, damage):
+    """Neither a reader nor a writer takes it for a full disk."""
+    fill(folder, numbered(0, 300))
+    database = folder / "collection.db"
+    content = database.read_bytes()
+    noise = content[:200] + b"\xa5" * (len(content) - 200)
+    database.write_bytes(noise if damage == "noise" else b"no database at all")
+
+    for opened in (lambda: Collection(folder, STATIC), lambda: CollectionWriter(folder, STATIC)):
+        with pytest.raises(DataError, match=r"'zoo' is damaged: .* Remove its folder"):
+            opened()
+
+
+@pytest.mark.parametrize("file", ["index.faiss", "ids.npy", "points.npy", "word_ends.npy", "num_texts.npy"])
+def test_noise_in_a_part_is_searched_around_and_repaired(folder, file):
+    """A file of the right size with other bytes."""
+    fill(folder, animals())
+    broken = next((folder / "parts").glob(f"*/{file}")).parent
+    (broken / file).write_bytes(b"\xa5" * (broken / file).stat().st_size)
+
+    with Collection(folder, STATIC) as collection:
+        assert collection.search("bark at strangers", k=1)[0].chunk.source == "zoo/dogs.txt"
+    fill(folder, [])
+
+    assert not broken.exists()
+    with Collection(folder, STATIC) as collection:
+        assert collection.search("bark at strangers", k=1)[0].chunk.source == "zoo/dogs.txt"
+
+
 @pytest.mark.parametrize("damage", ["missing", "short", "empty folder"])
 def test_damaged_part_is_searched_around_and_repaired(folder, damage):
     """Searching goes on from the database; the next writer makes the part anew."""

@@ -123,6 +123,25 @@ def test_bad_files_are_listed_and_the_rest_is_done(folder, tmp_path):
     assert "broken.pdf" not in {Path(source).name for source, _ in index(tmp_path / "zoo", folder).failures}
 
 
+def test_broken_lines_are_told_until_they_are_mended(folder, tmp_path):
+    """As one failure a file, also where it is not read anew; a limit that is lifted again leaves nothing behind."""
+    lines = ['{"text": "fine"}', *["{broken"] * 5]
+    bad = write(folder, {"bad.jsonl": "\n".join(lines)}) / "bad.jsonl"
+
+    first = index(tmp_path / "zoo", folder)
+    second = index(tmp_path / "zoo", folder)
+    narrow = index(tmp_path / "zoo", folder, max_bytes=5)
+    third = index(tmp_path / "zoo", folder)
+    write(folder, {"bad.jsonl": lines[0]}, at=1.1e9)
+
+    assert [source for source, _ in first.failures] == [str(bad)]
+    assert "line 2 is not JSON" in first.failures[0][1]
+    assert first.failures[0][1].endswith("and 2 more")
+    assert len(narrow.failures) == 4
+    assert second.failures == third.failures == first.failures
+    assert index(tmp_path / "zoo", folder).failures == []
+
+
 def test_binary_file_that_is_named_is_a_failure(folder, tmp_path):
     """In a folder it is passed over; by itself it was meant."""
     write(folder, {"binary.bin": b"\0\1\2"})
