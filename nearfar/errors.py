@@ -6,6 +6,8 @@ NearfarError
 ├── RequestError               the query itself is not acceptable: .param
 │   ├── UnknownModel           no such model or cascade: .model
 │   ├── UnknownDecision        no such decision in the log
+│   ├── UnknownRun             no such run of an agent
+│   ├── RunConflict            somebody else has begun the run, works on it, or has answered for it
 │   └── UnsupportedOption      nothing here can honour the option named in .param
 ├── ToolSourceError            an MCP server or an OpenAPI document offers nothing that can be used: .source
 ├── RoutingError               no tier can take this query: .reasons
@@ -64,6 +66,14 @@ class UnknownModel(RequestError):
 
 class UnknownDecision(RequestError):
     """No decision in the log has this id."""
+
+
+class UnknownRun(RequestError):
+    """No agent's run has this id."""
+
+
+class RunConflict(RequestError):
+    """What somebody else did to the run came first: begun it, works on it, or has answered what it asked."""
 
 
 class UnsupportedOption(RequestError):

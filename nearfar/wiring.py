@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from nearfar.router.sampled_signals import Probe
     from nearfar.serving.engine.fleet import Fleet
     from nearfar.serving.engine.spec import EngineSpec
+    from nearfar.serving.gateway.agent_runs import AgentsDoor
     from nearfar.serving.gateway.app import Door
     from nearfar.serving.gateway.settings import GatewaySettings
 
@@ -289,6 +290,33 @@ def gateway_doors(settings: Settings) -> dict[str, Door]:
         "/v1/embeddings": EmbeddingsDoor(names, chosen, partial(_found_embedder, settings)),
         "/v1/rerank": RerankDoor(["hybrid", *names], "hybrid", partial(_reranker, settings, chosen)),
     }
+
+
+def gateway_agents(wired: Wired, gateway: GatewaySettings) -> AgentsDoor | None:
+    """What `nearfar serve` does for the config's agents; None: there are none."""
+    from nearfar.agents.types import Limits
+    from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor
+
+    agents = wired.settings.agents
+    if not agents:
+        return None
+    cards = {
+        name: AgentCard(
+            agent.kind,
+            agent.model,
+            {role: told.model for role, told in agent.roles.items()},
+            tuple(agent.tools),
+            Limits(agent.steps, agent.seconds, agent.tokens, agent.usd, agent.repeats),
+        )
+        for name, agent in agents.items()
+    }
+    return AgentsDoor(
+        cards,
+        partial(open_runs, wired.settings),
+        lambda name, store: open_agent(wired, agents[name], name, store),
+        wired.log,
+        gateway,
+    )
 
 
 def _found_embedder(settings: Settings, name: str) -> Embedder:

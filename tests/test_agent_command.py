@@ -2,12 +2,18 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread, Timer
+from typing import Any
 
+import httpx2
 import pytest
 
 pytest.importorskip("langgraph", reason="needs nearfar[agents]")
@@ -166,3 +172,101 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path):
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install 'nearfar[agents]'" in done.stderr
+
+
+# --- nearfar serve ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(shell: Shell) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`nearfar serve` in a process of its own, and where its runs are; killed at the end, if it was not before."""
+    process = subprocess.Popen(
+        shell.command("serve", "--port", "0"),
+        cwd=shell.folder,
+        env=shell.environment,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "http://" in line)
+        yield process, "http://" + line.partition("http://")[2].strip() + "/agents/runs"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def post(url: str, **body: Any) -> dict[str, Any] | None:
+    """What the server replies; None: it died."""
+    try:
+        reply = httpx2.post(url, json=body, timeout=60)
+    except httpx2.HTTPError:
+        return None
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def test_a_killed_servers_run_goes_on_in_the_next_with_the_command_lines_approval(shell: Shell) -> None:
+    """One store for all: begun over HTTP, killed, seen as stopped, gone on with, allowed by `nearfar agent approve`."""
+    (shell.folder / "wait").touch()
+    with served(shell) as (process, runs):
+        asking = Thread(target=post, args=(runs,), kwargs={"task": "Work out 6 * 7 and write to Ada.", "run_id": "one"})
+        asking.start()
+        while "running" not in shell.run("agent", "list").stdout:
+            time.sleep(0.1)
+        process.kill()
+        asking.join()
+    (shell.folder / "wait").unlink()
+    with served(shell) as (_, runs):
+        stopped = httpx2.get(f"{runs}/one").json()
+        waiting = post(f"{runs}/one/resume")
+        approved = shell.run("agent", "approve", "one")
+        resumed = post(f"{runs}/one/resume")
+        shown = httpx2.get(f"{runs}/one").json()
+    told = json.loads(shell.run("agent", "show", "one", "--json").stdout)
+
+    assert stopped["status"] == "stopped"
+    assert waiting is not None
+    assert waiting["status"] == "awaiting_approval"
+    assert approved.returncode == 0, approved.stderr
+    assert resumed is not None
+    assert resumed["result"]["text"] == "Sent."
+    assert (shell.folder / "sent").read_text() == "Ada"
+    assert shown == {"object": "nearfar.run", **told}
+    decided = [each for each in shown["trace"] if each["event"] == "decided"]
+    assert {each["decision"]["door"] for each in decided} == {"agent"}
+    assert shown["approvals"][0]["is_allowed"] is True
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_servers_killed_at_random_moments(shell: Shell) -> None:
+    """However often it is killed, the letter is sent once at most, and the run ends."""
+    chance = random.Random(5)
+    for number in range(20):
+        run_id, ended, kills = f"run{number}", None, 0
+        (shell.folder / "sent").unlink(missing_ok=True)
+        while ended is None:
+            with served(shell) as (process, runs):
+                timer = Timer(chance.uniform(0, 0.5), process.kill)
+                if kills < 3:
+                    timer.start()
+                    kills += 1
+                said = post(runs, task="Work out 6 * 7 and write to Ada.", run_id=run_id)
+                waiting = post(f"{runs}/{run_id}/resume")
+                for each in (waiting or {}).get("approvals", []):
+                    post(f"{runs}/{run_id}/approvals", approval_id=each["approval_id"], allow=True)
+                found = post(f"{runs}/{run_id}/resume")
+                ended = found if found and found.get("status") == "answered" else None
+                timer.cancel()
+                assert said is None or "run_id" in said or said["error"]["code"] == "run_conflict"
+        letters = (shell.folder / "sent").read_text() if (shell.folder / "sent").exists() else ""
+        kinds = [each["observation"]["kind"] for each in trace_of(shell, run_id) if each["event"] == "observed"]
+        assert letters == "Ada" or ("unknown" in kinds and letters in ("", "Ada"))
+
+
+def trace_of(shell: Shell, run_id: str) -> list[dict[str, Any]]:
+    """The run's events."""
+    found: list[dict[str, Any]] = json.loads(shell.run("agent", "show", run_id, "--json").stdout)["trace"]
+    return found

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from nearfar.errors import ConfigError, DataError, RequestError
+from nearfar.errors import ConfigError, DataError, RunConflict
 
 from .journal import TABLES, Journal
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 #: How long a statement waits for another process to finish its own.
 _BUSY_S = 30.0
+
+#: Longer than whoever only looks whether a run is held can hold it.
+_LOOK_S = 0.2
 
 
 _FORGET = """DELETE FROM WRITES WHERE thread_id = ? AND EXISTS (
@@ -60,10 +63,15 @@ class RunStore:
         """Holds the run, so that nobody else works on it.
 
         Raises:
-            RequestError: somebody does.
+            RunConflict: somebody does.
         """
-        if not await self._locks.take(run_id):
-            raise RequestError(f"The run {run_id!r} is being worked on by another process; wait for it.", param="run")
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + _LOOK_S
+        while not await self._locks.take(run_id):
+            if loop.time() > give_up_at:
+                message = f"The run {run_id!r} is being worked on by another process; wait for it."
+                raise RunConflict(message, param="run")
+            await asyncio.sleep(0.01)
         try:
             yield
         finally:

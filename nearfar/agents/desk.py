@@ -95,6 +95,7 @@ class Desk:
             max_tokens=None if bounds.tokens is None else max(1, bounds.tokens - used.tokens),
             privacy=self.task.privacy,
             session=self.task.session,
+            metadata=self.task.metadata,
             **options,
         )
 

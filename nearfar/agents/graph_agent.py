@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import anyio
 import msgspec
 
-from nearfar.errors import NearfarError, RequestError
+from nearfar.errors import NearfarError, RequestError, RunConflict, UnknownRun
 
 from .checkpoints import RunStore
 from .desk import Desk, OffPlan, State, elapsed_s
 from .journal import RunRecord
 from .roles import Role
+from .runs import new_run_id
 from .toolbox import Toolbox
 from .trace import spent
 from .types import AgentEvent, Ended, Responder, RunResult, RunStatus, Task
@@ -106,7 +105,8 @@ class GraphAgent:
         """How the run ended, or where it waits.
 
         Raises:
-            RequestError: there is a run of this id already.
+            RunConflict: there is a run of this id already.
+            RequestError: the task is empty.
         """
         return await _last(self.stream(task, run_id=run_id))
 
@@ -130,7 +130,7 @@ class GraphAgent:
         run_id = run_id or new_run_id()
         async with self._team.store.claim(run_id):
             if not await self._team.store.journal.begin_run(run_id, self._name, task):
-                raise RequestError(f"There is a run {run_id!r} already; resume it, or name another id.", param="run")
+                raise RunConflict(f"There is a run {run_id!r} already; resume it, or name another id.", param="run")
             async with aclosing(self._work(run_id, task)) as told:
                 async for event in told:
                     yield event
@@ -141,8 +141,9 @@ class GraphAgent:
         """What the run does from where it stopped; `Ended` is last. One that has ended tells how once more.
 
         Raises:
-            RequestError: there is no such run, another agent began it, somebody works on it, or an approval's id is
-                not one that it waits for.
+            UnknownRun: there is no such run.
+            RunConflict: somebody works on it.
+            RequestError: another agent began it, or an approval's id is not one that it waits for.
         """
         record = await self._record(run_id)
         run_id, journal = record.run_id, self._team.store.journal
@@ -161,7 +162,7 @@ class GraphAgent:
     async def _record(self, run_id: str) -> RunRecord:
         record = await self._team.store.journal.run(run_id)
         if record is None:
-            raise RequestError(f"There is no run {run_id!r}. List them: nearfar agent list", param="run")
+            raise UnknownRun(f"There is no run {run_id!r}. List them: nearfar agent list", param="run")
         if record.agent != self._name:
             raise RequestError(f"The run {record.run_id!r} is of the agent {record.agent!r}, not of {self._name!r}.")
         return record
@@ -230,12 +231,6 @@ def _result(run_id: str, state: State, *, waits: bool, failure: str | None) -> R
     )
 
 
-async def saved_state(store: RunStore, run_id: str) -> State:
-    """The newest checkpoint's state of a run, of whatever kind its agent is; empty where there is none."""
-    found = await store.saver.aget_tuple({"configurable": {"thread_id": run_id, "checkpoint_ns": ""}})
-    return cast("State", found.checkpoint["channel_values"] if found else {})
-
-
 async def _last(stream: AsyncGenerator[AgentEvent, None]) -> RunResult:
     result: RunResult | None = None
     async with aclosing(stream) as told:
@@ -244,8 +239,3 @@ async def _last(stream: AsyncGenerator[AgentEvent, None]) -> RunResult:
                 result = event.result
     assert result is not None  # a stream ends with Ended or raises
     return result
-
-
-def new_run_id() -> str:
-    """An id that sorts by time."""
-    return f"{int(time.time() * 1000):012x}{secrets.token_hex(4)}"

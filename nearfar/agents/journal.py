@@ -119,9 +119,11 @@ class Journal:
             return _run((exact or rows)[0])
         return None
 
-    async def runs(self, limit: int = 20) -> list[RunRecord]:
-        """The newest runs, newest first."""
-        return [_run(row) for row in await self.database.rows(f"{_RUNS} ORDER BY created_at DESC LIMIT ?", (limit,))]
+    async def runs(self, limit: int = 20, *, status: str | None = None) -> list[RunRecord]:
+        """The newest runs, newest first; of this status alone, if one is named."""
+        where, values = ("", ()) if status is None else (" WHERE status = ?", (status,))
+        rows = await self.database.rows(f"{_RUNS}{where} ORDER BY created_at DESC LIMIT ?", (*values, limit))
+        return [_run(row) for row in rows]
 
     # --- calls -------------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ of the tokens that matter: the planner's marker and tool name, the caller's argu
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import exp
 
 from nearfar.errors import RequestError
@@ -70,6 +70,7 @@ class Ask:
     privacy: str = "any"
     session: str | None = None
     stop: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ def query_of(role: Role, ask: Ask, number: int = 0, *, logprobs: bool = False) -
         budget_usd=ask.budget_usd,
         privacy="near" if ask.privacy == "near" else "any",
         session=ask.session,
+        metadata=ask.metadata,
         uses_memory=False,  # what a role says rests on this run's observations
     )
 

@@ -167,6 +167,7 @@ class Task:
     session: str | None = None
     privacy: Literal["any", "near"] = "any"
     limits: Limits = field(default_factory=Limits)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # kept with every decision
 
 
 RunStatus: TypeAlias = Literal[

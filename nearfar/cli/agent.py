@@ -23,7 +23,6 @@ from .run import DONE, FAILED, INTERRUPTED
 if TYPE_CHECKING:
     from nearfar.agents.checkpoints import RunStore
     from nearfar.agents.graph_agent import GraphAgent
-    from nearfar.agents.journal import RunRecord
     from nearfar.agents.types import AgentEvent, NeedsApproval, RunResult
     from nearfar.config import AgentSettings, Settings
     from nearfar.wiring import Wired
@@ -70,7 +69,7 @@ def run(
 
     Ctrl-C leaves a run that `nearfar agent resume` goes on with.
     """
-    from nearfar.agents.graph_agent import new_run_id
+    from nearfar.agents.runs import new_run_id
     from nearfar.agents.types import Limits, Task
 
     text = opt.read_prompt(task)
@@ -107,9 +106,11 @@ def resume(
     No call with side effects is made twice.
     """
 
+    from nearfar.agents.runs import find_run
+
     async def main() -> int:
         async with _opened(config) as (wired, store):
-            record = await _record(store, run_id)
+            record = await find_run(store, run_id)
             agent = None if record.agent == DEFAULT else record.agent
             name, settings = _chosen(wired.settings, agent, folder, docs, model, is_default=agent is None)
             async with _team(wired, settings, name, store) as team:
@@ -129,9 +130,11 @@ def approve(
 ) -> int:
     """Allow, or deny, a call that a run waits with; then `nearfar agent resume` goes on."""
 
+    from nearfar.agents.runs import find_run
+
     async def main() -> int:
         async with _runs(config) as store:
-            record = await _record(store, run_id)
+            record = await find_run(store, run_id)
             waiting = [each for each in await store.journal.approvals(record.run_id) if each.is_allowed is None]
             wanted = [each for each in waiting if approval_id in (None, each.approval_id)]
             if not wanted:
@@ -157,13 +160,15 @@ def list_runs(
 ) -> int:
     """List runs, newest first."""
 
+    from nearfar.agents.runs import record_json, status_of
+
     async def main() -> int:
         async with _runs(config) as store:
             records = await store.journal.runs(limit)
-            shown = [(record, await _status(store, record)) for record in records]
+            shown = [(record, await status_of(store, record)) for record in records]
         if as_json:
             for record, status in shown:
-                write_json(_record_json(record, status))
+                write_json(record_json(record, status))
             return DONE
         if not shown:
             remark('There is no run yet. Begin one: nearfar agent run "…"', style="")
@@ -193,24 +198,22 @@ def show(run_id: RunArgument, as_json: opt.JsonOption = False, config: opt.Confi
 
 def show_run(run_id: str, *, as_json: bool, config: Path | None) -> int:
     """Prints the run; the exit code."""
-    from .agent_view import print_run, run_json
+    from .agent_view import print_run
 
     async def main() -> int:
-        from nearfar.agents.graph_agent import saved_state
+        from nearfar.agents.runs import decisions_of, find_run, run_json, saved_state, status_of
         from nearfar.config import Settings
         from nearfar.wiring import open_log, open_store
 
         async with _runs(config) as store:
-            record = await _record(store, run_id)
-            status = await _status(store, record)
+            record = await find_run(store, run_id)
+            status = await status_of(store, record)
             state = await saved_state(store, record.run_id)
             approvals = await store.journal.approvals(record.run_id)
         settings = Settings.load(config, needs_keys=False)
         log_store = open_store(settings)
         try:
-            log = open_log(settings, log_store)
-            ids = {each["decision_id"] for each in state.get("trace", []) if each["event"] == "decided"}
-            decisions = {each: await log.get(each) for each in ids if each}
+            decisions = await decisions_of(state, open_log(settings, log_store).get)
         finally:
             log_store.close()
         if as_json:
@@ -260,20 +263,6 @@ async def _team(wired: Wired, settings: AgentSettings, name: str, store: RunStor
 
     async with open_agent(wired, settings, name, store) as agent:
         yield agent
-
-
-async def _record(store: RunStore, run_id: str) -> RunRecord:
-    record = await store.journal.run(run_id)
-    if record is None:
-        raise RequestError(f"There is no run {run_id!r}, or there are several. List them: nearfar agent list")
-    return record
-
-
-async def _status(store: RunStore, record: RunRecord) -> str:
-    """The run's status; one that works without anybody who does was stopped or killed."""
-    if record.status != "running":
-        return record.status
-    return "running" if await store.is_claimed(record.run_id) else "stopped"
 
 
 def _chosen(
@@ -348,29 +337,22 @@ async def _follow(
 
 
 def _tell(event: AgentEvent, *, as_json: bool) -> None:
-    import msgspec
-
-    from nearfar.agents.types import Called, Decided, NeedsApproval, Observed, Planned, Wrote
+    from nearfar.agents.runs import event_json, line_of
+    from nearfar.agents.types import Called, NeedsApproval, Wrote
 
     if as_json:
-        write_json({"event": _snake(type(event).__name__), **msgspec.to_builtins(event)})
+        write_json(event_json(event))
         return
+    line = printable(line_of(event))
     match event:
-        case Planned():
-            why = f": {event.text}" if event.text else ""
-            remark(f"{event.step}. {event.next}{why}{_sure(event.score)}")
-        case Called():
-            remark(printable(f"   {_call_text(event.call)}{_sure(event.score)}"), style="")
-        case Observed():
-            text = " ".join(printable(event.observation.text).split())
-            kind = "" if event.observation.kind == "result" else f"{event.observation.kind}: "
-            remark(f"   ← {kind}{text[:200]}{' …' if len(text) > 200 else ''}")
-        case NeedsApproval():
-            remark(printable(f"   {_call_text(event.call)} needs a person: {event.why}"), style="yellow")
         case Wrote():
             write(printable(event.text))
-        case Decided() | _:
-            pass
+        case Called():
+            remark(line, style="")
+        case NeedsApproval():
+            remark(line, style="yellow")
+        case _ if line:
+            remark(line)
 
 
 def _conclude(result: RunResult, *, as_json: bool) -> int:
@@ -397,18 +379,3 @@ def _conclude(result: RunResult, *, as_json: bool) -> int:
 
 def _call_text(call: Any) -> str:
     return f"{call.name} {call.arguments}"
-
-
-def _sure(score: float | None) -> str:
-    return "" if score is None else f" ({score:.2f})"
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
-
-
-def _record_json(record: RunRecord, status: str) -> dict[str, Any]:
-    import msgspec
-
-    shown: dict[str, Any] = msgspec.to_builtins(record)
-    return {**shown, "status": status}

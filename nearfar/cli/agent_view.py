@@ -9,36 +9,13 @@ from typing import TYPE_CHECKING, Any
 from nearfar.types import Decision
 
 from .console import escape, printable, seconds, stdout, usd
-from .views import decision_json, one_line, score_label, short_id
+from .views import one_line, score_label, short_id
 
 if TYPE_CHECKING:
     from nearfar.agents.desk import State
     from nearfar.agents.journal import ApprovalRecord, RunRecord
 
 _COLOURS = {"answered": "green", "failed": "red"}
-
-
-def run_json(
-    record: RunRecord,
-    status: str,
-    state: State,
-    approvals: Sequence[ApprovalRecord],
-    decisions: Mapping[str, Decision | None],
-) -> dict[str, Any]:
-    """The run as plain JSON values, every decision in its place."""
-    import msgspec
-
-    trace = []
-    for each in state.get("trace", []):
-        found = decisions.get(each.get("decision_id") or "") if each["event"] == "decided" else None
-        trace.append({**each, "decision": decision_json(found)} if found else dict(each))
-    return {
-        **msgspec.to_builtins(record),
-        "status": status,
-        "scope": state.get("scope"),
-        "trace": trace,
-        "approvals": msgspec.to_builtins(list(approvals)),
-    }
 
 
 def print_run(

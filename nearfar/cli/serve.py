@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ def serve(
 
     from nearfar.config import Settings
     from nearfar.serving.gateway.server import serve as run_server
-    from nearfar.wiring import build, gateway_doors, gateway_settings
+    from nearfar.wiring import build, gateway_agents, gateway_doors, gateway_settings
 
     from .logs import configure_logs
 
@@ -42,7 +43,9 @@ def serve(
     wired = build(settings)
     try:
         doors = gateway_doors(settings)
-        run_server(wired.router, settings=gateway, doors=doors, announce=lambda line: remark(line, style="bold"))
+        agents = gateway_agents(wired, gateway)
+        announce = partial(remark, style="bold")
+        run_server(wired.router, settings=gateway, doors=doors, agents=agents, announce=announce)
     finally:
         wired.store.close()
     return DONE

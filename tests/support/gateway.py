@@ -8,6 +8,7 @@ from typing import Any
 
 from nearfar.router.cascade import Cascade, Tier
 from nearfar.router.router import Router
+from nearfar.serving.gateway.agent_runs import AgentsDoor
 from nearfar.serving.gateway.app import Door
 from nearfar.serving.gateway.server import Server, serving
 from nearfar.serving.gateway.settings import GatewaySettings
@@ -40,10 +41,16 @@ def settings_of(**settings: Any) -> GatewaySettings:
 
 
 @asynccontextmanager
-async def gateway(router: Router, *, doors: Mapping[str, Door] | None = None, **settings: Any) -> AsyncIterator[Server]:
+async def gateway(
+    router: Router,
+    *,
+    doors: Mapping[str, Door] | None = None,
+    agents: AgentsDoor | None = None,
+    **settings: Any,
+) -> AsyncIterator[Server]:
     """A gateway in this event loop; closes the router too."""
     try:
-        async with serving(router, settings=settings_of(**settings), doors=doors) as server:
+        async with serving(router, settings=settings_of(**settings), doors=doors, agents=agents) as server:
             yield server
     finally:
         await router.aclose()

@@ -30,6 +30,7 @@ from nearfar.types import (
 )
 
 from . import chat, outcomes, responses
+from .agent_runs import MODELS, PATHS, AgentsDoor
 from .keys import KeyRing, scrub
 from .metrics import CONTENT_TYPE, Metrics
 from .problems import Problem, internal, invalid, out_of_time, overloaded, problem_of, refusal, unauthorized
@@ -101,12 +102,18 @@ class _Wire:
 Door = Callable[[bytes, Send], Awaitable[Problem | None]]
 
 
-def create_app(router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None) -> ASGIApp:
+def create_app(
+    router: Router,
+    *,
+    settings: GatewaySettings,
+    doors: Mapping[str, Door] | None = None,
+    agents: AgentsDoor | None = None,
+) -> ASGIApp:
     """The gateway over `router`, for any ASGI server; `doors` are further paths to POST to.
 
     Time limits on a request's arrival are the server's: `serve` has them.
     """
-    app = Gateway(router, settings=settings, doors=doors)
+    app = Gateway(router, settings=settings, doors=doors, agents=agents)
     if not settings.allow_origins:
         return app
     return CORSMiddleware(
@@ -114,15 +121,30 @@ def create_app(router: Router, *, settings: GatewaySettings, doors: Mapping[str,
         allow_origins=settings.allow_origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
-        expose_headers=("x-nearfar-decision-id", "x-nearfar-tier", "x-nearfar-score", "x-request-id", "retry-after"),
+        expose_headers=(
+            "x-nearfar-decision-id",
+            "x-nearfar-run-id",
+            "x-nearfar-tier",
+            "x-nearfar-score",
+            "x-request-id",
+            "retry-after",
+        ),
     )
 
 
 class Gateway:
     """Answers OpenAI's chat completions and responses from a router."""
 
-    def __init__(self, router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        settings: GatewaySettings,
+        doors: Mapping[str, Door] | None = None,
+        agents: AgentsDoor | None = None,
+    ) -> None:
         self._router = router
+        self._agents = agents
         self._settings = settings
         self._keys = KeyRing(settings.key_hashes)
         self._hosts = _LOOPBACK_HOSTS | set(settings.allowed_hosts) if settings.is_loopback else None
@@ -177,6 +199,12 @@ class Gateway:
             if method != "POST":
                 return _wrong_method(method, "POST")
             return await self._with_body(wire, scope, headers, receive, send)
+        if self._agents is not None and path.startswith(PATHS):
+            if method == "POST":
+                return await self._with_body(None, scope, headers, receive, send)
+            if method in {"GET", "HEAD"}:
+                return await self._agents.get(scope, send)
+            return _wrong_method(method, "GET, HEAD, POST")
         page = self._pages.get(path)
         is_model = path.startswith(_MODELS) and len(path) > len(_MODELS)
         if page is None and path != "/health/live" and not is_model:
@@ -211,6 +239,9 @@ class Gateway:
             if isinstance(body, Problem):
                 return body
             if wire is None:
+                handler = self._handlers.get(scope["path"])
+                if handler is None and self._agents is not None:
+                    return await self._agents.post(body, scope, receive, send)
                 return await self._handlers[scope["path"]](body, send)
             return await self._answer(wire, body, scope, receive, send)
         finally:
@@ -236,8 +267,11 @@ class Gateway:
             self._metrics.count(call.query.model, None, "cancelled", time.perf_counter() - started)
         return None
 
+    def _answerer(self, query: Query) -> Router | AgentsDoor:
+        return self._router if self._agents is None or not query.model.startswith(MODELS) else self._agents
+
     async def _complete(self, call: Call, wire: _Wire, started: float, send: Send, scope: Scope) -> Problem | None:
-        answer = await self._router.answer(call.query, door="http")
+        answer = await self._answerer(call.query).answer(call.query, door="http")
         decision = _decision_of(answer)
         self._metrics.count_decision(decision, time.perf_counter() - started)
         if decision.status == "refused":
@@ -249,7 +283,7 @@ class Gateway:
 
     async def _stream(self, call: Call, wire: _Wire, started: float, send: Send) -> Problem | None:
         encoder = call.encoder(int(time.time()))
-        events = self._router.stream(call.query, door="http")
+        events = self._answerer(call.query).stream(call.query, door="http")
         reply = EventStream(send, heartbeat_s=self._settings.heartbeat_s)
         limit_s = (call.query.deadline_s or self._settings.request_timeout_s) + _DEADLINE_GRACE_S
         try:
@@ -334,20 +368,21 @@ class Gateway:
     async def _list_models(self, send: Send) -> None:
         targets = self._router.targets()
         names = sorted(targets, key=lambda name: (targets[name] != "cascade", name))
+        names += self._agents.models() if self._agents else []
         page = {"object": "list", "data": [self._model(name) for name in names]}
         await send_reply(send, 200, [JSON], _encode(page))
 
     async def _show_model(self, name: str, send: Send) -> Problem | None:
-        targets = self._router.targets()
+        targets = [*sorted(self._router.targets()), *(self._agents.models() if self._agents else ())]
         if name not in targets:
-            known = ", ".join(sorted(targets))
+            known = ", ".join(targets)
             message = f"There is no model {name!r}. There are: {known}."
             return invalid(message, param="model", code="model_not_found", status=404)
         await send_reply(send, 200, [JSON], _encode(self._model(name)))
         return None
 
     def _model(self, name: str) -> dict[str, Any]:
-        about: dict[str, Any] = {"kind": self._router.targets()[name]}
+        about: dict[str, Any] = {"kind": self._router.targets().get(name, "agent")}
         card = self._router.cards().get(name)
         if card is not None and about["kind"] == "model":
             about |= {

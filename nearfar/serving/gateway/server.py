@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from nearfar.errors import ConfigError
 from nearfar.router.router import Router
 
+from .agent_runs import AgentsDoor
 from .app import Door, create_app
 from .problems import Problem, invalid
 from .replies import WHOLE
@@ -39,6 +40,7 @@ def serve(
     *,
     settings: GatewaySettings,
     doors: Mapping[str, Door] | None = None,
+    agents: AgentsDoor | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then finishes the requests in flight and closes the router.
@@ -47,6 +49,7 @@ def serve(
         router: who answers.
         settings: where to listen, who may ask and how much.
         doors: further paths to POST to.
+        agents: who answers what is asked of agents; None: there are none.
         announce: told the address once requests are taken.
 
     Raises:
@@ -54,15 +57,19 @@ def serve(
     """
     _spare_the_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(router, settings, doors, announce))
+        runner.run(_serve(router, settings, doors, agents, announce))
 
 
 async def _serve(
-    router: Router, settings: GatewaySettings, doors: Mapping[str, Door] | None, announce: Callable[[str], None]
+    router: Router,
+    settings: GatewaySettings,
+    doors: Mapping[str, Door] | None,
+    agents: AgentsDoor | None,
+    announce: Callable[[str], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     try:
-        async with serving(router, settings=settings, doors=doors) as server:
+        async with serving(router, settings=settings, doors=doors, agents=agents) as server:
             stopping = [signal.SIGINT, signal.SIGTERM]
             with contextlib.suppress(NotImplementedError):  # Windows: Ctrl+C raises KeyboardInterrupt
                 for number in stopping:
@@ -117,14 +124,18 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    router: Router, *, settings: GatewaySettings, doors: Mapping[str, Door] | None = None
+    router: Router,
+    *,
+    settings: GatewaySettings,
+    doors: Mapping[str, Door] | None = None,
+    agents: AgentsDoor | None = None,
 ) -> AsyncIterator[Server]:
     """The gateway, taking requests in the running event loop; leaving the block stops it, and not the router.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
-    app = create_app(router, settings=settings, doors=doors)
+    app = create_app(router, settings=settings, doors=doors, agents=agents)
     listener = _bind(settings)
     host, port = listener.getsockname()[:2]
     server = _Server(

@@ -1,0 +1,528 @@
+"""Agents over HTTP at a real socket: as models, as runs, and a person's answers to what they ask."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+pytest.importorskip("langgraph", reason="needs nearfar[agents]")
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.gateway import MemoryLog, gateway, router_of
+from support.teams import reading
+
+from nearfar.agents.alpha_umi import AlphaUmi
+from nearfar.agents.checkpoints import open_sqlite
+from nearfar.agents.functions import FunctionTool
+from nearfar.agents.graph_agent import GraphAgent, Team
+from nearfar.agents.roles import Role
+from nearfar.agents.toolbox import Toolbox
+from nearfar.agents.types import Limits
+from nearfar.errors import ConfigError, ToolSourceError, UpstreamUnavailable
+from nearfar.router.router import Router
+from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor, LimitsRequest, lowered
+from nearfar.serving.gateway.keys import hash_key, new_key
+from nearfar.serving.gateway.settings import GatewaySettings
+from nearfar.testing import ScriptedModel
+
+RUNS = "/v1/agents/runs"
+CHAT = "/v1/chat/completions"
+TASK = "Look at the note and write to Ada."
+NO_CALLS = '{"calls": []}'
+
+
+def seen(query):
+    """How many observations the role is told of."""
+    return sum(message.text.count("\n</data ") for message in query.messages)
+
+
+def planner(query):
+    """Looks, sends, and answers; plans no call with effects ahead, so that sending takes a person."""
+    if "Before anything is read" in query.messages[0].text:
+        return NO_CALLS
+    return json.dumps({"next": ["call look", "call send", "answer"][min(2, seen(query))]})
+
+
+def caller(query):
+    """The arguments of either tool."""
+    return json.dumps({"to": "Ada"} if seen(query) else {})
+
+
+def summarizer(query):
+    """Says what was done."""
+    return "Not sent: a person said no." if "declined" in query.text else "The letter is on its way."
+
+
+class Office:
+    """An agent with two tools, and what its tools have done."""
+
+    def __init__(self, folder, **says):
+        self.sent = []
+        self.looked = asyncio.Event()
+        self.may_look = asyncio.Event()
+        self.may_look.set()
+        self.log = MemoryLog()
+        script = {"planner": planner, "caller": caller, "summarizer": summarizer, **says}
+        self._folder = folder
+        self._models = {name: ScriptedModel([said], name=name) for name, said in script.items()}
+        self.router = Router({}, self._models, log=self.log)
+
+    def tools(self):
+        """One that only reads, and one with effects."""
+
+        async def look() -> str:
+            """Looks at the note."""
+            self.looked.set()
+            await self.may_look.wait()
+            return "The note says: write to Ada."
+
+        def send(to: str) -> str:
+            """Sends a letter."""
+            self.sent.append(to)
+            return "the letter is on its way"
+
+        return [reading(look), FunctionTool(send)]
+
+    def runs(self):
+        """Where runs are kept."""
+        return open_sqlite(self._folder / "agents.db")
+
+    @asynccontextmanager
+    async def agent(self, name, store):
+        """The agent, as the wiring opens it."""
+        roles = {role: Role(role, role, reads_logprobs=False) for role in self._models}
+        yield GraphAgent(name, AlphaUmi(), Team(self.router, Toolbox(self.tools()), store), roles=roles)
+
+    def door(self, open_agent=None, **settings):
+        """What the gateway is given."""
+        card = AgentCard("alpha-umi", "auto", {}, ("office",), Limits(steps=8, seconds=20))
+        return AgentsDoor(
+            {"clerk": card}, self.runs, open_agent or self.agent, Log(self.log), GatewaySettings(**settings)
+        )
+
+
+class Log:
+    """Decisions by id, as the log on the disk has them."""
+
+    def __init__(self, log):
+        self._log = log
+
+    async def flush(self):
+        """Nothing waits."""
+
+    async def get(self, decision_id):
+        """The decision of this id."""
+        return next((each for each in self._log.decisions if each.id == decision_id), None)
+
+
+@pytest.fixture
+def office(tmp_path):
+    """The agent."""
+    return Office(tmp_path)
+
+
+@asynccontextmanager
+async def client(office, *, open_agent=None, key=None, **settings):
+    """A client of a gateway with the agent."""
+    settings |= {"key_hashes": (hash_key(key),)} if key else {}
+    near = router_of(ScriptedModel(["Hello"], name="near"))
+    async with (
+        gateway(near, agents=office.door(open_agent, **settings), **settings) as server,
+        httpx2.AsyncClient(base_url=server.url, timeout=30) as http,
+    ):
+        yield http
+
+
+def chat(**more):
+    """A chat request to the agent."""
+    return {"model": "agent/clerk", "messages": [{"role": "user", "content": TASK}], **more}
+
+
+def events_of(text):
+    """Server-sent events as pairs of name and data."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
+        if "data" in lines:
+            found.append((lines.get("event"), lines["data"]))
+    return found
+
+
+async def begun(http, **more):
+    """A run that waits for a person."""
+    reply = await http.post(RUNS, json={"task": TASK, **more})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["status"] == "awaiting_approval"
+    return reply.json()
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_waits_is_seen_allowed_and_gone_on_with(office):
+    """Begin, list, show, approve, resume: the letter is sent once, after it was allowed."""
+    async with client(office) as http:
+        run = await begun(http, agent="clerk", run_id="one")
+        listed = (await http.get(RUNS, params={"status": "awaiting_approval"})).json()["data"]
+        shown = (await http.get(f"{RUNS}/one")).json()
+        (approval,) = shown["approvals"]
+        before = list(office.sent)
+        said = await http.post(f"{RUNS}/one/approvals", json={"approval_id": approval["approval_id"], "allow": True})
+        resumed = (await http.post(f"{RUNS}/one/resume", json={})).json()
+        left = (await http.get(RUNS, params={"status": "awaiting_approval"})).json()["data"]
+
+    assert [each["run_id"] for each in listed] == ["one"]
+    assert listed[0]["approvals"] == run["approvals"] == [approval]
+    assert (approval["call"]["name"], approval["call"]["arguments"]) == ("send", '{"to": "Ada"}')
+    assert before == []
+    assert said.json() == {
+        "object": "nearfar.approval",
+        "run_id": "one",
+        "approval_id": approval["approval_id"],
+        "is_allowed": True,
+        "is_new": True,
+    }
+    assert (resumed["status"], resumed["result"]["text"]) == ("answered", "The letter is on its way.")
+    assert office.sent == ["Ada"]
+    assert left == []
+
+
+async def test_every_model_call_has_a_decision_that_the_run_shows(office):
+    """The trace holds the records themselves, each from the log."""
+    async with client(office) as http:
+        await begun(http, run_id="one")
+        trace = (await http.get(f"{RUNS}/one")).json()["trace"]
+
+    decided = [each for each in trace if each["event"] == "decided"]
+    assert [each["role"] for each in decided] == ["planner", "planner", "caller", "planner", "caller"]
+    assert [each["decision"]["id"] for each in decided] == [each.id for each in office.log.decisions]
+    assert {each["decision"]["door"] for each in decided} == {"agent"}
+
+
+async def test_a_no_is_an_observation_that_the_next_role_sees(office):
+    """The run ends without the letter, and says so."""
+    async with client(office) as http:
+        run = await begun(http, run_id="one")
+        approval_id = run["approvals"][0]["approval_id"]
+        resumed = (await http.post(f"{RUNS}/one/resume", json={"approvals": {approval_id: False}})).json()
+        trace = (await http.get(f"{RUNS}/one")).json()["trace"]
+
+    assert resumed["result"]["text"] == "Not sent: a person said no."
+    assert resumed["approvals"][0]["is_allowed"] is False
+    assert [each["observation"]["kind"] for each in trace if each["event"] == "observed"] == ["result", "declined"]
+    assert office.sent == []
+
+
+async def test_two_clients_that_allow_at_once_allow_once(office):
+    """One answer is new, the others say the same; and of those who go on at once, one works, and the letter is one."""
+    async with client(office) as http:
+        run = await begun(http, run_id="one")
+        body = {"approval_id": run["approvals"][0]["approval_id"], "allow": True}
+        said = await asyncio.gather(*(http.post(f"{RUNS}/one/approvals", json=body) for _ in range(8)))
+        other = await http.post(f"{RUNS}/one/approvals", json={**body, "allow": False})
+        resumed = await asyncio.gather(*(http.post(f"{RUNS}/one/resume", json={}) for _ in range(4)))
+
+    assert [each.status_code for each in said] == [200] * 8
+    assert sum(each.json()["is_new"] for each in said) == 1
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "run_conflict")
+    assert {each.status_code for each in resumed} <= {200, 409}
+    assert "answered" in [each.json().get("status") for each in resumed]
+    assert office.sent == ["Ada"]
+
+
+async def test_a_stream_tells_every_event(office):
+    """Named server-sent events: who began, what was planned, called and seen, and at last how it ended."""
+    async with client(office) as http:
+        reply = await http.post(RUNS, json={"task": TASK, "run_id": "one", "stream": True})
+        approval = json.loads(dict(events_of(reply.text))["needs_approval"])
+        body = {"stream": True, "approvals": {approval["approval_id"]: True}}
+        resumed = await http.post(f"{RUNS}/one/resume", json=body)
+
+    names = [name for name, _ in events_of(reply.text)]
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["x-nearfar-run-id"] == "one"
+    assert (names[0], names[-1]) == ("begun", "ended")
+    assert [name for name in names if name in ("planned", "called", "observed", "needs_approval")] == [
+        "planned",
+        "called",
+        "observed",
+        "planned",
+        "needs_approval",
+    ]
+    told = [json.loads(data) for _, data in events_of(resumed.text)]
+    assert "".join(each["text"] for each in told if each["event"] == "wrote") == "The letter is on its way."
+    assert told[-1]["result"]["status"] == "answered"
+
+
+async def test_a_client_that_goes_away_leaves_a_run_to_go_on_with(office):
+    """It is stopped and nobody works on it; the next client takes it up."""
+    office.may_look.clear()
+    async with client(office) as http:
+        asking = asyncio.create_task(http.post(RUNS, json={"task": TASK, "run_id": "one"}))
+        await office.looked.wait()
+        busy = await http.post(f"{RUNS}/one/resume", json={})
+        running = (await http.get(f"{RUNS}/one")).json()["status"]
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        while (status := (await http.get(f"{RUNS}/one")).json()["status"]) == "running":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        stopped = (await http.get(RUNS, params={"status": "stopped"})).json()["data"]
+        office.may_look.set()
+        resumed = (await http.post(f"{RUNS}/one/resume", json={})).json()
+
+    assert (busy.status_code, busy.json()["error"]["code"]) == (409, "run_conflict")
+    assert (running, status) == ("running", "stopped")
+    assert [each["run_id"] for each in stopped] == ["one"]
+    assert resumed["status"] == "awaiting_approval"
+
+
+async def test_a_run_that_takes_too_long_is_stopped_and_can_be_gone_on_with(office):
+    """The request's time is the gateway's; the error says how to go on, in a stream as an event."""
+    office.may_look.clear()
+    async with client(office, request_timeout_s=0.3) as http:
+        cut = await http.post(RUNS, json={"task": TASK, "run_id": "one"})
+        told = await http.post(f"{RUNS}/one/resume", json={"stream": True})
+    office.may_look.set()
+    async with client(office) as http:
+        resumed = (await http.post(f"{RUNS}/one/resume", json={})).json()
+
+    assert (cut.status_code, cut.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert f"{RUNS}/one/resume" in cut.json()["error"]["message"]
+    name, data = events_of(told.text)[-1]
+    assert (name, json.loads(data)["error"]["code"]) == ("error", "deadline_exceeded")
+    assert resumed["status"] == "awaiting_approval"
+
+
+async def test_agents_are_listed_with_what_they_may_use(office):
+    """By their own page, and among the models."""
+    async with client(office) as http:
+        agents = (await http.get("/v1/agents")).json()["data"]
+        models = (await http.get("/v1/models")).json()["data"]
+        model = (await http.get("/v1/models/agent/clerk")).json()
+
+    assert [(each["name"], each["id"], each["kind"]) for each in agents] == [("clerk", "agent/clerk", "alpha-umi")]
+    assert agents[0]["limits"]["steps"] == 8
+    assert [each["id"] for each in models] == ["auto", "near", "agent/clerk"]
+    assert model["nearfar"] == {"kind": "agent"}
+
+
+# --- as a model ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_answers_as_a_model(tmp_path):
+    """The text is the summarizer's, what was done is the reasoning, and the run is named."""
+    office = Office(
+        tmp_path, planner=lambda query: NO_CALLS if "Before" in query.messages[0].text else ONLY_LOOKS(query)
+    )
+    async with client(office) as http:
+        reply = (await http.post(CHAT, json=chat())).json()
+        shown = (await http.get(f"{RUNS}/{reply['agent']['run_id']}")).json()
+
+    message = reply["choices"][0]["message"]
+    assert (reply["model"], message["content"]) == ("agent/clerk", "The letter is on its way.")
+    assert "look {}" in message["reasoning_content"]
+    assert "The note says" in message["reasoning_content"]
+    assert reply["nearfar"]["decision_id"] == reply["agent"]["run_id"]
+    assert (reply["agent"]["status"], reply["agent"]["tool_calls"]) == ("answered", 1)
+    assert reply["agent"]["answered_by"] == office.log.decisions[-1].id
+    assert shown["task"]["text"] == TASK
+    assert reply["usage"]["total_tokens"] == sum(
+        step.usage.prompt_tokens + step.usage.completion_tokens for each in office.log.decisions for step in each.steps
+    )
+
+
+def ONLY_LOOKS(query):  # noqa: N802 - a role's script
+    """Looks, and answers."""
+    return json.dumps({"next": "answer" if seen(query) else "call look"})
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+async def test_a_run_that_waits_says_so_in_a_stream(office, path):
+    """Both wires: what was done as reasoning, and the question as text, with the run to answer in."""
+    body = chat(stream=True) if path == CHAT else {"model": "agent/clerk", "input": TASK, "stream": True}
+    async with client(office) as http:
+        reply = await http.post(path, json=body)
+        (run,) = (await http.get(RUNS)).json()["data"]
+
+    told = [json.loads(data) for _, data in events_of(reply.text) if data != "[DONE]"]
+    if path == CHAT:
+        deltas = [each["choices"][0]["delta"] for each in told if each["choices"]]
+        text = "".join(each.get("content") or "" for each in deltas)
+        reasoning = "".join(each.get("reasoning_content") or "" for each in deltas)
+        about = told[-1]["agent"]
+        assert reply.text.endswith("data: [DONE]\n\n")
+    else:
+        text = "".join(each["delta"] for each in told if each["type"] == "response.output_text.delta")
+        reasoning = "".join(each["delta"] for each in told if each["type"] == "response.reasoning_text.delta")
+        about = told[-1]["response"]["agent"]
+    assert about["status"] == "awaiting_approval"
+    assert about["run_id"] == run["run_id"] == reply.headers["x-nearfar-decision-id"]
+    assert run["approvals"][0]["approval_id"] == about["approvals"][0]["approval_id"]
+    assert run["approvals"][0]["approval_id"] in text
+    assert "needs a person" in reasoning
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"temperature": 0.5}, "temperature"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"nearfar": {"quality": "q"}}, "nearfar.quality"),
+        ({"messages": [{"role": "system", "content": "Be rude."}, {"role": "user", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+    ],
+)
+async def test_what_an_agent_has_no_use_for_is_refused_by_name(office, more, param):
+    """And no run is begun: earlier turns may hold text from outside, and the roles have their own settings."""
+    async with client(office) as http:
+        reply = await http.post(CHAT, json=chat(**more))
+        runs = (await http.get(RUNS)).json()["data"]
+
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert runs == []
+
+
+async def test_a_failed_run_is_an_error_that_says_how_to_go_on(tmp_path):
+    """A model that is down fails the run; whole and as a stream."""
+    office = Office(tmp_path, planner=UpstreamUnavailable("down", model="planner"))
+    async with client(office) as http:
+        whole = await http.post(CHAT, json=chat())
+        (run,) = (await http.get(RUNS)).json()["data"]
+        stream = await http.post(CHAT, json=chat(stream=True))
+
+    assert (whole.status_code, whole.json()["error"]["code"]) == (502, "upstream_error")
+    assert f"{RUNS}/{run['run_id']}/resume" in whole.json()["error"]["message"]
+    assert run["status"] == "failed"
+    assert "upstream_error" in stream.text
+    assert "[DONE]" not in stream.text
+
+
+# --- who may, and what is wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/agents"),
+        ("GET", RUNS),
+        ("GET", f"{RUNS}/one"),
+        ("POST", RUNS),
+        ("POST", f"{RUNS}/one/approvals"),
+        ("POST", f"{RUNS}/one/resume"),
+        ("POST", CHAT),
+    ],
+)
+async def test_strangers_see_and_allow_nothing(office, method, path):
+    """With keys, every page wants one; a wrong one is as good as none."""
+    key = new_key()
+    async with client(office, key=key) as http:
+        none = await http.request(method, path, json=chat() if path == CHAT else {"task": TASK})
+        wrong = await http.request(method, path, json={}, headers={"authorization": f"Bearer {new_key()}"})
+        ours = await http.get(RUNS, headers={"authorization": f"Bearer {key}"})
+
+    assert [each.status_code for each in (none, wrong, ours)] == [401, 401, 200]
+    assert ours.json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "param"),
+    [
+        ("POST", RUNS, {"task": TASK, "agent": "nobody"}, 404, "agent_not_found", "agent"),
+        ("POST", RUNS, {"task": ""}, 400, "invalid_value", "task"),
+        ("POST", RUNS, {"task": "   "}, 400, "invalid_value", "task"),
+        ("POST", RUNS, {}, 400, "invalid_value", "task"),
+        ("POST", RUNS, {"task": TASK, "run_id": "a/b"}, 400, "invalid_value", "run_id"),
+        ("POST", RUNS, {"task": TASK, "run_id": "a\n"}, 400, "invalid_value", "run_id"),
+        ("POST", RUNS, {"task": TASK, "tools": []}, 400, "unsupported_parameter", "body.tools"),
+        ("POST", RUNS, {"task": TASK, "limits": {"step": 1}}, 400, "unsupported_parameter", "limits.step"),
+        ("POST", RUNS, {"task": TASK, "limits": {"steps": 0}}, 400, "invalid_value", "limits.steps"),
+        ("POST", RUNS, {"task": TASK, "run_id": "one"}, 409, "run_conflict", "run"),
+        ("POST", f"{RUNS}/on/resume", {}, 404, "run_not_found", "run_id"),
+        ("POST", f"{RUNS}/one/resume", {"approvals": {"x": True}}, 404, "approval_not_found", "approval_id"),
+        (
+            "POST",
+            f"{RUNS}/one/approvals",
+            {"approval_id": "x", "allow": True},
+            404,
+            "approval_not_found",
+            "approval_id",
+        ),
+        ("POST", f"{RUNS}/one/approvals", {"approval_id": "x", "allow": "yes"}, 400, "invalid_value", "allow"),
+        ("POST", f"{RUNS}/two/approvals", {"approval_id": "x", "allow": True}, 404, "run_not_found", "run_id"),
+        ("POST", f"{RUNS}/one", {}, 404, "unknown_url", None),
+        ("POST", "/v1/agents", {}, 404, "unknown_url", None),
+        ("GET", f"{RUNS}/on", None, 404, "run_not_found", "run_id"),
+        ("GET", f"{RUNS}?limit=0", None, 400, "invalid_value", "limit"),
+        ("GET", f"{RUNS}?state=x", None, 400, "unsupported_parameter", "query.state"),
+        ("GET", "/v1/agents/other", None, 404, "unknown_url", None),
+        ("DELETE", RUNS, None, 405, "method_not_allowed", None),
+        ("POST", CHAT, chat(model="agent/nobody"), 404, "model_not_found", "model"),
+    ],
+)
+async def test_what_is_wrong_has_openais_shape(office, method, path, body, status, code, param):
+    """Status, code and the field at fault; the beginning of an id is none."""
+    async with client(office) as http:
+        await begun(http, run_id="one")
+        reply = await http.request(method, path, json=body)
+
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ToolSourceError("The server of 'office' does not answer.", source="office"), 502, "tools_unavailable"),
+        (ConfigError("Agents need mcp. Install it: pip install 'nearfar[agents]'"), 503, "agent_unavailable"),
+        (RuntimeError("secret"), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_that_cannot_be_opened_are_an_error(office, error, status, code, stream):
+    """Before any event was told, also in a stream; what is our fault tells nothing."""
+
+    @asynccontextmanager
+    async def broken(name, store):
+        raise error
+        yield
+
+    async with client(office, open_agent=broken) as http:
+        reply = await http.post(RUNS, json={"task": TASK, "stream": stream})
+        asked = await http.post(CHAT, json=chat(stream=stream))
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert "secret" not in reply.text + asked.text
+    assert asked.status_code == (500 if status == 500 else 502)
+
+
+async def test_without_agents_there_is_no_such_page():
+    """Neither pages nor models."""
+    async with (
+        gateway(router_of(ScriptedModel(["Hello"], name="near"))) as server,
+        httpx2.AsyncClient(base_url=server.url) as http,
+    ):
+        page = await http.get("/v1/agents")
+        posted = await http.post(RUNS, json={"task": TASK})
+        asked = await http.post(CHAT, json=chat())
+
+    assert [each.status_code for each in (page, posted, asked)] == [404, 404, 404]
+
+
+maybe = st.none() | st.integers(1, 50)
+
+
+@given(st.integers(1, 50), maybe, maybe, maybe)
+def test_a_client_may_lower_limits_and_never_raise_them(steps, tokens, asked_steps, asked_tokens):
+    """What the config does not bound, a client may."""
+    most = Limits(steps=steps, tokens=tokens)
+
+    found = lowered(most, LimitsRequest(steps=asked_steps, tokens=asked_tokens))
+
+    assert found.steps == min(steps, asked_steps or steps)
+    assert found.tokens == min((each for each in (tokens, asked_tokens) if each is not None), default=None)
+    assert (found.seconds, found.usd, found.repeats) == (most.seconds, most.usd, most.repeats)
