@@ -77,6 +77,7 @@ from nearfar.types import (
 if TYPE_CHECKING:
     from nearfar.agents.checkpoints import RunStore
     from nearfar.agents.graph_agent import Graph, GraphAgent
+    from nearfar.agents.roles import Role
     from nearfar.agents.types import ToolSource
     from nearfar.retrieval.collection import Collection
     from nearfar.retrieval.library import Library
@@ -952,7 +953,6 @@ async def open_agent(wired: Wired, agent: AgentSettings, name: str, store: RunSt
     """
     from nearfar.agents.graph_agent import GraphAgent, Team
     from nearfar.agents.policy import ToolPolicy
-    from nearfar.agents.roles import Role
     from nearfar.agents.secrets import SecretBindings
     from nearfar.agents.sources import close_all
     from nearfar.agents.toolbox import Toolbox
@@ -960,10 +960,7 @@ async def open_agent(wired: Wired, agent: AgentSettings, name: str, store: RunSt
     graph = build_graph(agent)
     sources = [build_tools(wired, source, tools) for source, tools in agent.tools.items()]
     values = {variable: secret.get_secret_value() for variable, secret in wired.settings.agent_secrets.items()}
-    roles = {}
-    for role in graph.roles:
-        told = agent.roles.get(role) or RoleSettings.model_validate({"model": agent.model})
-        roles[role] = Role(role, reads_logprobs=_tells_logprobs(wired, told.model), **told.model_dump())
+    roles = build_roles(wired, agent, graph.roles)
     try:
         toolbox = await Toolbox.load(
             sources, ToolPolicy(agent.policy), secrets=SecretBindings(agent.secrets, values) if agent.secrets else None
@@ -979,6 +976,17 @@ async def open_agent(wired: Wired, agent: AgentSettings, name: str, store: RunSt
         )
     finally:
         await close_all(sources)
+
+
+def build_roles(wired: Wired, agent: AgentSettings, names: Sequence[str]) -> dict[str, Role]:
+    """Who answers for each role of these names: what the config names, or else the agent's model."""
+    from nearfar.agents.roles import Role
+
+    roles = {}
+    for name in names:
+        told = agent.roles.get(name) or RoleSettings.model_validate({"model": agent.model})
+        roles[name] = Role(name, reads_logprobs=_tells_logprobs(wired, told.model), **told.model_dump())
+    return roles
 
 
 def build_graph(agent: AgentSettings) -> Graph:

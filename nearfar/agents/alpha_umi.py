@@ -179,11 +179,11 @@ class AlphaUmi:
         trace, step = state.get("trace", []), state.get("step", 0)
         call_id = f"{step}.{observed_calls(trace) + 1}-{secrets.token_hex(3)}"
         history = self._conversation(state, desk, tools)
-        said_plan = plan_text(_marker(plan["tool"] or ""), plan["rationale"], self.rationale)
+        said_plan = planned_text(plan["tool"] or "", plan["rationale"], self.rationale)
         decided: list[Decided] = []
         if named is not None:
             role = desk.roles[CALLER]
-            turns = asked_next(history, said_plan, _ARGUMENTS.format(tool=named.name))
+            turns = asked_next(history, said_plan, call_question(named.name))
             ask = desk.ask(state, CALLER, *turns, response_format=arguments_format(named))
             said = await answered(
                 desk.responder,
@@ -335,6 +335,16 @@ def asked_next(history: Sequence[Message], said: str, question: str) -> tuple[Me
     return (*history, Message("assistant", said), Message("user", question))
 
 
+def call_question(tool: str) -> str:
+    """What the caller is asked once the planner has named the tool."""
+    return _ARGUMENTS.format(tool=tool)
+
+
+def planned_text(tool: str, told: str, rationale: Rationale) -> str:
+    """What the planner said where it wants the tool to be called."""
+    return plan_text(_marker(tool), told, rationale)
+
+
 def arguments_format(tool: ToolSpec) -> ResponseFormat:
     """The shape of the tool's arguments."""
     schema = tool.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
@@ -413,6 +423,11 @@ def summary_messages(task: str, trace: Trace) -> tuple[Message, ...]:
             is_short = len(event.observation.text) <= _SHORT and "\n" not in event.observation.text
             parts.append(f"{_values(call)} = {said}" if call and is_short else said)
     return Message("system", _SUMMARIZER), Message("user", "\n".join([*parts, task]))
+
+
+def example_summary(example: Example) -> tuple[Message, ...]:
+    """What the summarizer would be asked at the end of the example."""
+    return summary_messages(example.task, _example_trace(example, "steps"))
 
 
 def _values(call: ToolCall) -> str:

@@ -17,6 +17,9 @@ from .run import DONE
 
 if TYPE_CHECKING:
     from nearfar.agents.evaluation.answers import Recorded, Report
+    from nearfar.agents.evaluation.role_caller import RoleCaller
+    from nearfar.config import AgentSettings, Settings
+    from nearfar.wiring import Wired
 
 
 class Benchmark(StrEnum):
@@ -42,7 +45,11 @@ def evaluate(
     ],
     agent: Annotated[
         str,
-        typer.Option("--agent", "-a", help="structured, plain, or for multihop one of the config's agents."),
+        typer.Option(
+            "--agent",
+            "-a",
+            help="structured, plain, or one of the config's agents; of kind alpha-umi but for multihop.",
+        ),
     ] = "structured",
     model: opt.ModelOption = "auto",
     answers: Annotated[
@@ -111,7 +118,7 @@ async def _asked(
     """The answers of the agent, kept in `save` as they come."""
     from contextlib import AsyncExitStack
 
-    from nearfar.agents.evaluation.answering import answered, by_agent, plain, structured
+    from nearfar.agents.evaluation.answering import answered, by_agent, by_roles, plain, structured
 
     async with AsyncExitStack() as stack:
         wired = await stack.enter_async_context(opt.opened(config))
@@ -125,8 +132,11 @@ async def _asked(
             store = await stack.enter_async_context(await open_runs(wired.settings))
             opened = open_agent(wired, wired.settings.agents[agent], agent, store)
             answering = by_agent(await stack.enter_async_context(opened))
+        elif benchmark is not Benchmark.multihop and agent in _callers(wired.settings):
+            answering = by_roles(_role_caller(wired, wired.settings.agents[agent]))
         else:
-            names = ["plain", *wired.settings.agents] if benchmark is Benchmark.multihop else ["structured", "plain"]
+            others = wired.settings.agents if benchmark is Benchmark.multihop else _callers(wired.settings)
+            names = [*(["plain"] if benchmark is Benchmark.multihop else ["structured", "plain"]), *others]
             raise RequestError(f"No agent {agent!r} answers {benchmark} items; name one of {', '.join(names)}.")
         if save is None:
             return await answered(items, answering)
@@ -147,6 +157,19 @@ def _structured_caller(responder: Any, model: str) -> Any:
     from nearfar.agents.evaluation.structured_caller import StructuredCaller
 
     return StructuredCaller(responder, model, embedder)
+
+
+def _callers(settings: Settings) -> list[str]:
+    """The agents whose planner and caller can be asked without running any tool."""
+    return [name for name, agent in settings.agents.items() if agent.kind == "alpha-umi"]
+
+
+def _role_caller(wired: Wired, agent: AgentSettings) -> RoleCaller:
+    from nearfar.agents.alpha_umi import AlphaUmi
+    from nearfar.agents.evaluation.role_caller import RoleCaller
+    from nearfar.wiring import build_roles
+
+    return RoleCaller(wired.router, AlphaUmi(rationale=agent.rationale), build_roles(wired, agent, AlphaUmi.roles))
 
 
 def _line(name: str, answer: Recorded) -> str:

@@ -1,4 +1,4 @@
-"""`nearfar train`: adapters and calibrations for routers of functional tokens."""
+"""`nearfar train`: adapters for agents' roles, and adapters and calibrations for routers of functional tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nearfar.errors import ConfigError, RequestError
+from nearfar.errors import ConfigError, DataError, RequestError
 
 from . import options as opt
 from .console import remark, stdout, write_json
@@ -17,7 +17,10 @@ from .run import DONE
 if TYPE_CHECKING:
     from nearfar.config import Settings, TokenRouterSettings
 
-app = typer.Typer(help="Fit a router of functional tokens to labelled queries.", no_args_is_help=True)
+app = typer.Typer(
+    help="Fit agents' roles to tasks done well, and routers of functional tokens to labelled queries.",
+    no_args_is_help=True,
+)
 
 RouterArgument = Annotated[str, typer.Argument(metavar="ROUTER", help="The router's name in the config.")]
 TableArgument = Annotated[
@@ -90,6 +93,92 @@ def functional_tokens(
         f"[routers.{router}]",
         f'model = "{base_name}+router"',
         'style = "trained"',
+    ):
+        stdout().print(line, markup=False)
+    return DONE
+
+
+@app.command("roles")
+def roles(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE…", help="Tasks done well, API-Bank's or MetaTool's as JSONL, also as .gz.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapters.", show_default=False)],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The llama.cpp model of the config to train.")
+    ] = "smollm2",
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=10, help="So many tasks, drawn at random.", show_default=False)
+    ] = None,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers that get an adapter, from the top.")] = 8,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the adapters' matrices.")] = 8,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes of the first stage, over all turns.")] = 2,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=1, help="Time of this call; call again to go on.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Of the adapters' first numbers, the tools and the order.")] = 0,
+    as_json: opt.JsonOption = False,
+    config: opt.ConfigOption = None,
+) -> int:
+    """Train an adapter each for the planner, the caller and the summarizer of α-UMi agents, for llama.cpp and vLLM.
+
+    A file's own tasks have task, tools (name, description, parameters), steps (tool, arguments, observation) and
+    answer. A tenth of the tasks is held back to measure on. Needs the extras train and agents.
+    """
+    import random
+
+    from nearfar.config import LlamaCppSettings, Settings
+    from nearfar.training.role_adapters import RolesRecipe, train_roles
+    from nearfar.wiring import weights_path
+
+    try:
+        from nearfar.agents.evaluation.benchmarks import read_rows
+        from nearfar.agents.evaluation.role_turns import gold_tasks, role_turns
+    except ImportError as exc:
+        raise ConfigError(f"Agents need {exc.name}. Install it: pip install 'nearfar[agents]'") from exc
+    settings = Settings.load(config, needs_keys=False)
+    base = settings.models.get(model)
+    if not isinstance(base, LlamaCppSettings):
+        raise ConfigError(f"{model!r} is no llama.cpp model of the config; adapters are trained on a GGUF file.")
+    tasks = gold_tasks(read_rows(files), seed=seed)
+    if len(tasks) < 10:
+        raise DataError(f"The files hold {len(tasks)} tasks; training takes 10 or more.", path=str(files[0]))
+    random.Random(seed).shuffle(tasks)  # noqa: S311 - an order, no secret
+    tasks = tasks[:limit]
+    held = max(1, len(tasks) // 10)
+    trained = train_roles(
+        weights_path(base),
+        role_turns(tasks[held:]),
+        out,
+        recipe=RolesRecipe(rank=rank, alpha=2.0 * rank, layers=layers, backbone_epochs=epochs, seed=seed),
+        validation=role_turns(tasks[:held]),
+        seconds=seconds,
+        device=device,
+        progress=lambda stage, at, of, loss: remark(f"{stage} {at}/{of}, loss {loss:.3f}") if at % 20 == 0 else None,
+    )
+    if as_json:
+        write_json(trained)
+        return DONE
+    for stage in trained.stages:
+        losses = ", ".join(
+            f"{role} {trained.untrained[role]:.2f} → {loss:.2f}" for role, loss in stage.validation.items()
+        )
+        remark(f"{stage.name}: {stage.num_turns} turns; nats per token held back: {losses}; {stage.gguf_bytes:,} bytes")
+    if not trained.is_complete:
+        remark("not done yet: call again to go on")
+        return DONE
+    adapters = {stage.name: stage.gguf for stage in trained.stages[1:]}
+    for line in (
+        f"[models.{model}.loras]",
+        *(f'{role} = "{path}"' for role, path in adapters.items()),
+        "",
+        "[agents.NAME.roles]",
+        *(f'{role} = "{model}+{role}"' for role in adapters),
     ):
         stdout().print(line, markup=False)
     return DONE

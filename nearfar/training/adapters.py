@@ -64,7 +64,7 @@ def write_gguf(
         match = _PARAMETER.fullmatch(key)
         if match is None or match["module"] not in _GGUF_NAMES:
             raise ConfigError(f"llama.cpp takes no adapter of {key!r}; train {', '.join(PROJECTIONS)}.")
-        values = tensor.detach().float().numpy()
+        values = tensor.detach().float().cpu().numpy()
         if match["part"] == "B" and match["module"] in ("self_attn.q_proj", "self_attn.k_proj"):
             heads = num_heads if match["module"] == "self_attn.q_proj" else num_key_value_heads
             values = _interleaved(values, heads)

@@ -13,6 +13,7 @@ from .asking import ask
 from .benchmarks import CallItem, QuestionItem
 from .bfcl import BfclItem
 from .plain_caller import plain_messages
+from .role_caller import RoleCaller, RolesAnswer
 from .structured_caller import StructuredAnswer, StructuredCaller
 
 AgentName: TypeAlias = Literal["structured", "plain"]
@@ -30,6 +31,17 @@ def structured(caller: StructuredCaller) -> Answering:
         if isinstance(item, BfclItem):
             return _recorded(await caller.answer_bfcl(item))
         return _recorded(await caller.answer(item.text, item.tools))
+
+    return answer
+
+
+def by_roles(caller: RoleCaller) -> Answering:
+    """α-UMi's planner and caller on BFCL's items and on others with tools."""
+
+    async def answer(item: BfclItem | CallItem) -> Recorded:
+        if isinstance(item, BfclItem):
+            return _of_roles(await caller.answer_bfcl(item))
+        return _of_roles(await caller.answer(item.text, item.tools))
 
     return answer
 
@@ -69,6 +81,13 @@ def _recorded(found: StructuredAnswer) -> Recorded:
     signals = {"plan_score": found.plan.score, "plan_relevance": found.plan.relevance}
     if found.caller_score is not None:
         signals["caller_score"] = found.caller_score
+    return Recorded(calls, None, found.prompt_tokens + found.completion_tokens, found.model_calls, signals)
+
+
+def _of_roles(found: RolesAnswer) -> Recorded:
+    calls = [{call.name: dict(call.arguments)} for call in found.calls]
+    scores = {"plan_score": found.plan_score, "caller_score": found.caller_score}
+    signals = {name: score for name, score in scores.items() if score is not None}
     return Recorded(calls, None, found.prompt_tokens + found.completion_tokens, found.model_calls, signals)
 
 

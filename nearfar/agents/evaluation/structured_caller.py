@@ -7,7 +7,7 @@ to a schema that the part's own words have narrowed (`grounded_schema`), so that
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, fsum
 from typing import Any
@@ -111,7 +111,7 @@ class StructuredCaller:
         """The arguments of one call, log-probabilities of their tokens, and prompt tokens, completion tokens, calls."""
         schema = grounded(spec.parameters, text, whole)
         order = schema["required"]
-        known = {name: each["enum"][0] for name, each in schema["properties"].items() if len(each.get("enum", ())) == 1}
+        known = settled(schema)
         logprobs: list[float] = []
         used = [0, 0, 0]
         for _ in range(_MOST_QUESTIONS):
@@ -140,18 +140,8 @@ class StructuredCaller:
         self, spec: ToolSpec, text: str, schema: dict[str, Any], names: Sequence[str], known: dict[str, Any]
     ) -> Answer:
         """The model's JSON object with the arguments that are still open."""
-        about = spec.parameters.get("properties") or {}
-        lines = [
-            f"- {name}: {str(about[name].get('description', ''))[:_MOST_DESCRIPTION]}"
-            for name in schema["required"]
-            if name in about
-        ]
-        given = f"\nAlready known: {json.dumps(known, ensure_ascii=False)}" if known else ""
-        prompt = _PROMPT.format(
-            name=spec.name, description=spec.description[:_MOST_DESCRIPTION], arguments="\n".join(lines), text=text
-        )
         query = Query(
-            (*_EXAMPLES, Message("user", prompt + given)),
+            caller_messages(spec, text, schema["required"], known),
             model=self._model,
             response_format=ResponseFormat(
                 "json_schema",
@@ -166,6 +156,24 @@ class StructuredCaller:
             uses_memory=False,
         )
         return await ask(self._responder, query)
+
+
+def caller_messages(spec: ToolSpec, text: str, names: Sequence[str], known: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What the caller is asked: an example, the function, its arguments of these names, and what is known of them."""
+    about = spec.parameters.get("properties") or {}
+    lines = [
+        f"- {name}: {str(about[name].get('description', ''))[:_MOST_DESCRIPTION]}" for name in names if name in about
+    ]
+    given = f"\nAlready known: {json.dumps(known, ensure_ascii=False)}" if known else ""
+    prompt = _PROMPT.format(
+        name=spec.name, description=spec.description[:_MOST_DESCRIPTION], arguments="\n".join(lines), text=text
+    )
+    return (*_EXAMPLES, Message("user", prompt + given))
+
+
+def settled(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that can have one value only, so that no model is asked for them."""
+    return {name: each["enum"][0] for name, each in schema["properties"].items() if len(each.get("enum", ())) == 1}
 
 
 def _read(text: str) -> dict[str, Any]:
