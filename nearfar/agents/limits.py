@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nearfar.types import ToolCall
 
 from .trace import Trace, spent, times_made
@@ -38,3 +40,21 @@ def loop(limits: Limits, trace: Trace, call: ToolCall) -> str | None:
     if times < limits.repeats:
         return None
     return f"{call.name!r} was called {times} times with the same arguments"
+
+
+def lowered(
+    limits: Limits,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    tokens: int | None = None,
+    usd: float | None = None,
+) -> Limits:
+    """The limits, and less wherever less is asked for; None: nothing is."""
+    return replace(
+        limits,
+        steps=min(limits.steps, steps or limits.steps),
+        seconds=min(limits.seconds, seconds or limits.seconds),
+        tokens=min((each for each in (limits.tokens, tokens) if each is not None), default=None),
+        usd=min((each for each in (limits.usd, usd) if each is not None), default=None),
+    )

@@ -18,12 +18,13 @@ from nearfar.agents.alpha_umi import AlphaUmi
 from nearfar.agents.checkpoints import open_sqlite
 from nearfar.agents.functions import FunctionTool
 from nearfar.agents.graph_agent import GraphAgent, Team
+from nearfar.agents.limits import lowered
 from nearfar.agents.roles import Role
 from nearfar.agents.toolbox import Toolbox
 from nearfar.agents.types import Limits
 from nearfar.errors import ConfigError, ToolSourceError, UpstreamUnavailable
 from nearfar.router.router import Router
-from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor, LimitsRequest, lowered
+from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor
 from nearfar.serving.gateway.keys import hash_key, new_key
 from nearfar.serving.gateway.settings import GatewaySettings
 from nearfar.testing import ScriptedModel
@@ -521,7 +522,7 @@ def test_a_client_may_lower_limits_and_never_raise_them(steps, tokens, asked_ste
     """What the config does not bound, a client may."""
     most = Limits(steps=steps, tokens=tokens)
 
-    found = lowered(most, LimitsRequest(steps=asked_steps, tokens=asked_tokens))
+    found = lowered(most, steps=asked_steps, tokens=asked_tokens)
 
     assert found.steps == min(steps, asked_steps or steps)
     assert found.tokens == min((each for each in (tokens, asked_tokens) if each is not None), default=None)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from traceback import format_exception
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 from urllib.parse import parse_qsl
@@ -20,18 +19,18 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import Meta, Struct
 
+from nearfar.agents.limits import lowered
 from nearfar.agents.runs import (
     STOPPED,
     decisions_of,
     event_json,
-    line_of,
     new_run_id,
     record_json,
     run_json,
     saved_state,
     status_of,
 )
-from nearfar.agents.types import AgentEvent, Decided, Ended, Limits, NeedsApproval, RunResult, Task, Wrote
+from nearfar.agents.types import AgentEvent, Limits, Task
 from nearfar.errors import (
     ConfigError,
     DataError,
@@ -41,21 +40,11 @@ from nearfar.errors import (
     ToolSourceError,
     UnknownModel,
     UnknownRun,
-    UnsupportedOption,
     UpstreamUnavailable,
 )
-from nearfar.types import (
-    Answer,
-    Decision,
-    DecisionReason,
-    Query,
-    ReasoningDelta,
-    StreamEnd,
-    StreamEvent,
-    StreamStart,
-    TextDelta,
-)
+from nearfar.types import Answer, Decision, Query, StreamEnd, StreamEvent
 
+from .agent_models import MODELS, RUNS, as_model, task_of
 from .keys import scrub
 from .problems import Problem, internal, invalid, out_of_time, problem_of
 from .replies import JSON, Headers, Receive, Scope, Send, send_reply
@@ -70,10 +59,7 @@ if TYPE_CHECKING:
 
 #: What the paths begin with.
 PATHS = "/v1/agents"
-#: What the names of agents begin with where a request names a model.
-MODELS = "agent/"
 
-_RUNS = f"{PATHS}/runs"
 _MAX_LISTED = 200
 _FAREWELL_S = 1.0
 
@@ -190,7 +176,7 @@ class AgentsDoor:
             async with (
                 await self.open_runs() as store,
                 aclosing(self._events(store, name, _beginning(task, run_id))) as told,
-                aclosing(_as_model(told, query.model, run_id, door)) as events,
+                aclosing(as_model(told, query.model, run_id, door)) as events,
             ):
                 async for event in events:
                     yield event
@@ -206,10 +192,10 @@ class AgentsDoor:
         try:
             if path == PATHS:
                 page = self._listed_agents()
-            elif path == _RUNS:
+            elif path == RUNS:
                 page = await self._listed_runs(asked)
-            elif path.startswith(f"{_RUNS}/"):
-                page = await self._shown_run(path.removeprefix(f"{_RUNS}/"))
+            elif path.startswith(f"{RUNS}/"):
+                page = await self._shown_run(path.removeprefix(f"{RUNS}/"))
             else:
                 return _no_such(path)
         except Exception as exc:
@@ -225,12 +211,12 @@ class AgentsDoor:
         path: str = scope["path"]
         with CancelWhenGone(scope, receive):
             try:
-                if path == _RUNS:
+                if path == RUNS:
                     return await self._begin(convert_body(body, RunRequest), send)
-                run_id, _, verb = path.removeprefix(f"{_RUNS}/").rpartition("/")
-                if path.startswith(f"{_RUNS}/") and run_id and verb == "resume":
+                run_id, _, verb = path.removeprefix(f"{RUNS}/").rpartition("/")
+                if path.startswith(f"{RUNS}/") and run_id and verb == "resume":
                     return await self._resume(run_id, convert_body(body, ResumeRequest), send)
-                if path.startswith(f"{_RUNS}/") and run_id and verb == "approvals":
+                if path.startswith(f"{RUNS}/") and run_id and verb == "approvals":
                     return await self._approve(run_id, convert_body(body, ApprovalRequest), send)
                 return _no_such(path)
             except Exception as exc:
@@ -239,7 +225,9 @@ class AgentsDoor:
 
     async def _begin(self, asked: RunRequest, send: Send) -> Problem | None:
         name = self._named(asked.agent)
-        bounds = lowered(self.cards[name].limits, asked.limits)
+        if isinstance(name, Problem):
+            return name
+        bounds = lowered(self.cards[name].limits, **msgspec.structs.asdict(asked.limits))
         task = Task(asked.task, asked.session, asked.privacy, bounds, asked.metadata)
         run_id = asked.run_id or new_run_id()
         async with await self.open_runs() as store:
@@ -252,7 +240,8 @@ class AgentsDoor:
                 message = f"The run {run_id!r} is of the agent {record.agent!r}, which this gateway does not have."
                 return invalid(message, param="agent", code="agent_not_found", status=404)
             for approval_id, is_allowed in asked.approvals.items():
-                await answered(store, run_id, approval_id, is_allowed)
+                if isinstance(said := await answered(store, run_id, approval_id, is_allowed), Problem):
+                    return said
             return await self._work(
                 store,
                 record.agent,
@@ -266,6 +255,8 @@ class AgentsDoor:
         async with await self.open_runs() as store:
             await _record(store, run_id)
             is_new = await answered(store, run_id, asked.approval_id, asked.allow)
+        if isinstance(is_new, Problem):
+            return is_new
         page = {"object": "nearfar.approval", "run_id": run_id, "approval_id": asked.approval_id}
         await _send_json(send, {**page, "is_allowed": asked.allow, "is_new": is_new})
         return None
@@ -364,21 +355,14 @@ class AgentsDoor:
         decisions = await decisions_of(state, self.decisions.get)
         return {"object": "nearfar.run", **run_json(record, status, state, approvals, decisions)}
 
-    def _named(self, name: str | None) -> str:
+    def _named(self, name: str | None) -> str | Problem:
         known = ", ".join(map(repr, sorted(self.cards)))
         if name is None and len(self.cards) > 1:
-            raise RequestError(f"`agent` is missing; there are {known}.", param="agent")
+            return invalid(f"`agent` is missing; there are {known}.", param="agent")
         if name is not None and name not in self.cards:
-            raise _NoAgent(f"There is no agent {name!r}; there are {known}.", param="agent")
+            message = f"There is no agent {name!r}; there are {known}."
+            return invalid(message, param="agent", code="agent_not_found", status=404)
         return name or next(iter(self.cards))
-
-
-class _NoAgent(RequestError):
-    """A run of an agent that is not there was asked for."""
-
-
-class _NoApproval(RequestError):
-    """An answer to a question that the run has not asked was given."""
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -397,51 +381,6 @@ def convert_body(body: bytes, kind: type[Any]) -> Any:
     return convert({key: value for key, value in raw.items() if value is not None}, kind)
 
 
-def lowered(most: Limits, asked: LimitsRequest) -> Limits:
-    """The limits that were asked for, and never more than the config's."""
-    given = {name: value for name in asked.__struct_fields__ if (value := getattr(asked, name)) is not None}
-    bounds = {name: getattr(most, name) for name in given}
-    return replace(
-        most, **{name: value if bounds[name] is None else min(value, bounds[name]) for name, value in given.items()}
-    )
-
-
-#: What a run takes from a query, or has no use for whatever it says.
-_TAKEN = frozenset(
-    {"prompt", "model", "budget_usd", "deadline_s", "privacy", "session", "metadata", "sampling", "uses_memory"}
-)
-
-
-def task_of(query: Query, most: Limits) -> Task:
-    """The task that the query sets an agent.
-
-    Raises:
-        RequestError: it is more than one message of the user's. What an agent has said before may hold text from
-            outside, which must not become part of a task.
-        UnsupportedOption: it asks for what an agent decides itself.
-    """
-    plain = Query("")
-    found = [each.name for each in fields(query) if each.name not in _TAKEN]
-    asked = [name for name in found if getattr(query, name) != getattr(plain, name)]
-    sampling = query.sampling
-    asked += [
-        each.name for each in fields(sampling) if getattr(sampling, each.name) != getattr(plain.sampling, each.name)
-    ]
-    if asked:
-        raise UnsupportedOption(
-            f"`{asked[0]}` is not supported by agents: their roles have their own settings; leave it out.",
-            param=asked[0],
-        )
-    if len(query.messages) != 1 or query.messages[0].role != "user" or query.modalities - {"text"}:
-        raise RequestError(
-            "An agent takes one message, a text of the user's: what was said before it may come from outside. "
-            "Put all that is to be done into it.",
-            param="messages",
-        )
-    limits = lowered(most, LimitsRequest(seconds=query.deadline_s, usd=query.budget_usd))
-    return Task(query.text, query.session, query.privacy, limits, query.metadata)
-
-
 def _beginning(task: Task, run_id: str) -> _Stretch:
     return lambda agent: agent.stream(task, run_id=run_id)
 
@@ -449,21 +388,21 @@ def _beginning(task: Task, run_id: str) -> _Stretch:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-async def answered(store: RunStore, run_id: str, approval_id: str, is_allowed: bool) -> bool:
-    """Notes a person's answer; False where the same was said before: the first answer stands.
+async def answered(store: RunStore, run_id: str, approval_id: str, is_allowed: bool) -> bool | Problem:
+    """Notes a person's answer, the first of which stands; False where the same was said before.
 
-    Raises:
-        RequestError: the run has not asked that.
-        RunConflict: somebody has said otherwise.
+    A problem where the run has not asked that, or somebody has said otherwise.
     """
     if not await store.journal.approve(run_id, {approval_id: is_allowed}):
         return True
     said = {each.approval_id: each.is_allowed for each in await store.journal.approvals(run_id)}
     if approval_id not in said:
-        raise _NoApproval(f"The run {run_id!r} waits for no approval {approval_id!r}.", param="approval_id")
+        message = f"The run {run_id!r} waits for no approval {approval_id!r}."
+        return invalid(message, param="approval_id", code="approval_not_found", status=404)
     if said[approval_id] != is_allowed:
         done = "allowed" if said[approval_id] else "denied"
-        raise RunConflict(f"The approval {approval_id!r} was {done} before.", param="approval_id")
+        message = f"The approval {approval_id!r} was {done} before."
+        return invalid(message, param="approval_id", code="run_conflict", status=409)
     return False
 
 
@@ -471,112 +410,8 @@ async def _record(store: RunStore, run_id: str) -> RunRecord:
     """The run of this id; the beginning of an id is none, since it could be another's."""
     record = await store.journal.run(run_id)
     if record is None or record.run_id != run_id:
-        raise UnknownRun(f"There is no run {run_id!r}. List them: GET {_RUNS}", param="run_id")
+        raise UnknownRun(f"There is no run {run_id!r}. List them: GET {RUNS}", param="run_id")
     return record
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-
-async def _as_model(
-    events: AsyncGenerator[AgentEvent, None], model: str, run_id: str, door: str
-) -> AsyncGenerator[StreamEvent, None]:
-    """A run's events as a model's stream: what it does as reasoning, its answer as text."""
-    noted: list[str] = []
-    asked: list[NeedsApproval] = []
-    last: str | None = None
-    is_begun = has_text = False
-    async for event in events:
-        if not is_begun:
-            is_begun = True
-            yield StreamStart(run_id, None, model, None, None, False)
-        if line := _utf8(line_of(event)):
-            noted.append(f"{line}\n")
-            yield ReasoningDelta(noted[-1])
-        match event:
-            case Wrote():
-                has_text = True
-                yield TextDelta(_utf8(event.text))
-            case Decided():
-                last = event.decision_id or last
-            case NeedsApproval():
-                asked.append(event)
-            case Ended():
-                answer = _answer(model, event.result, asked, last, "".join(noted), door)
-                if not has_text:
-                    yield TextDelta(answer.text)
-                yield StreamEnd(answer)
-            case _:
-                pass
-
-
-_REASONS: Mapping[str, DecisionReason] = {"out_of_time": "out_of_time", "out_of_money": "out_of_budget"}
-
-
-def _answer(
-    model: str, result: RunResult, asked: list[NeedsApproval], last: str | None, noted: str, door: str
-) -> Answer:
-    """How the run ended, as a model's answer.
-
-    Raises:
-        UpstreamUnavailable: it failed.
-    """
-    if result.status == "failed":
-        message = f"The run {result.run_id!r} failed: {result.reason}. Go on: POST {_RUNS}/{result.run_id}/resume"
-        raise UpstreamUnavailable(message, model=model)
-    is_answered = result.status == "answered"
-    is_cut = result.status.startswith("out_of_")
-    text = result.text if is_answered else _outcome_text(result, asked)
-    decision = Decision(
-        id=result.run_id,
-        created_at=time.time(),
-        status="answered" if is_answered else "abstained",
-        reason=_REASONS.get(result.status, "named"),
-        door=door,
-        target=model,
-        tier=None,
-        model=model,
-        score=None,
-        threshold=None,
-        is_calibrated=False,
-        policy="agent",
-        propensity=1.0,
-        candidates=(),
-        steps=(),
-        departures=(),
-        cost_usd=result.cost_usd,
-        is_cost_estimated=False,
-        latency_s={"total": result.latency_s},
-        request={},
-    )
-    about = {
-        "run_id": result.run_id,
-        "status": result.status,
-        "reason": scrub(result.reason),
-        "model_calls": result.model_calls,
-        "tool_calls": result.tool_calls,
-        "answered_by": last,  # the decision of the last model call, for outcomes
-        "approvals": [_utf8_values(msgspec.to_builtins(each)) for each in asked],
-    }
-    return Answer(
-        _utf8(text),
-        model,
-        finish_reason="length" if is_cut else "stop",
-        reasoning=noted or None,
-        usage=result.usage,
-        cost_usd=result.cost_usd,
-        latency_s=result.latency_s,
-        extra={"agent": about},
-        decision=decision,
-    )
-
-
-def _outcome_text(result: RunResult, asked: list[NeedsApproval]) -> str:
-    """What a person reads in place of an answer."""
-    if result.status == "awaiting_approval":
-        calls = "; ".join(f"{each.call.name} {each.call.arguments} (approval {each.approval_id})" for each in asked)
-        return f"The run {result.run_id} waits for a person: {calls}"
-    return f"No answer: {scrub(result.reason) or result.status}"
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------
@@ -584,15 +419,10 @@ def _outcome_text(result: RunResult, asked: list[NeedsApproval]) -> str:
 
 def _problem(exc: Exception) -> Problem:
     """The HTTP error that stands for the exception; what is a fault of ours is written to the log."""
-    codes: dict[type[NearfarError], tuple[int, str]] = {
-        UnknownRun: (404, "run_not_found"),
-        _NoAgent: (404, "agent_not_found"),
-        _NoApproval: (404, "approval_not_found"),
-        RunConflict: (409, "run_conflict"),
-    }
-    found = codes.get(type(exc))  # type: ignore[arg-type]  # of any other exception there is none
-    if found is not None and isinstance(exc, RequestError):
-        return invalid(str(exc), param=exc.param, code=found[1], status=found[0])
+    if isinstance(exc, UnknownRun):
+        return invalid(str(exc), param=exc.param, code="run_not_found", status=404)
+    if isinstance(exc, RunConflict):
+        return invalid(str(exc), param=exc.param, code="run_conflict", status=409)
     if isinstance(exc, ToolSourceError):
         return Problem(502, str(exc), "server_error", "tools_unavailable", should_retry=False)
     if isinstance(exc, ConfigError):  # an extra that is not installed, a setting that does not fit
@@ -604,14 +434,14 @@ def _problem(exc: Exception) -> Problem:
 
 
 def _cut(run_id: str) -> Problem:
-    message = f"The run {run_id!r} has not ended in time, and was stopped. Go on: POST {_RUNS}/{run_id}/resume"
+    message = f"The run {run_id!r} has not ended in time, and was stopped. Go on: POST {RUNS}/{run_id}/resume"
     return replace(out_of_time(), message=message)
 
 
 def _no_such(path: str) -> Problem:
     return invalid(
-        f"There is no {path!r} here, or it takes another method. GET {PATHS}, {_RUNS}, {_RUNS}/ID; "
-        f"POST {_RUNS}, {_RUNS}/ID/approvals, {_RUNS}/ID/resume.",
+        f"There is no {path!r} here, or it takes another method. GET {PATHS}, {RUNS}, {RUNS}/ID; "
+        f"POST {RUNS}, {RUNS}/ID/approvals, {RUNS}/ID/resume.",
         code="unknown_url",
         status=404,
     )
@@ -628,12 +458,3 @@ def _sse(event: Mapping[str, Any]) -> bytes:
 def _dump(value: Any) -> bytes:
     # Not msgspec's encoder: what tools give may hold lone surrogates, which JSON can escape and UTF-8 cannot hold.
     return json.dumps(value).encode()
-
-
-def _utf8(text: str) -> str:
-    """The text with what UTF-8 cannot hold replaced."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _utf8_values(plain: Any) -> Any:
-    return json.loads(_utf8(json.dumps(plain, ensure_ascii=False)))

@@ -30,7 +30,8 @@ from nearfar.types import (
 )
 
 from . import chat, outcomes, responses
-from .agent_runs import MODELS, PATHS, AgentsDoor
+from .agent_models import MODELS
+from .agent_runs import PATHS, AgentsDoor
 from .keys import KeyRing, scrub
 from .metrics import CONTENT_TYPE, Metrics
 from .problems import Problem, internal, invalid, out_of_time, overloaded, problem_of, refusal, unauthorized
