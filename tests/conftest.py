@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 # A shell without job control has its background jobs ignore Ctrl-C, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# OpenMP's threads sleep where they wait: llama.cpp's otherwise spin against whatever else the tests run.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nearfar.errors import MalformedAnswer, ModelLoadError, UpstreamRejected
 
+from .llama_library import llama_library
+
 if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
@@ -99,10 +101,9 @@ class LlamaCppEmbedder:
     def _loaded(self) -> Any:
         if self._server is not None:
             return self._server
-        import xllamacpp
-
         if not self._path.is_file():
             raise ModelLoadError(f"{self._key!r}: there is no file {str(self._path)!r}.", model=self._key)
+        xllamacpp = llama_library(self._key)
         params = xllamacpp.CommonParams()
         params.model.path = str(self._path)
         params.embedding = True

@@ -28,7 +28,6 @@ from urllib.parse import urlsplit
 import msgspec
 
 from nearfar.errors import (
-    ConfigError,
     ContextTooLong,
     MalformedAnswer,
     ModelLoadError,
@@ -38,6 +37,7 @@ from nearfar.errors import (
     UpstreamUnavailable,
 )
 
+from .llama_library import llama_library
 from .tool_prompt import probe
 
 #: Tokens of a prompt that are computed between two looks at whether the request was cancelled. Decoding and prefill of
@@ -273,7 +273,7 @@ class Engine:
                     "Fetch the default weights with `nearfar models get smollm2`, or set the path of a GGUF file",
                     model=self._name,
                 )
-        library = _library(self._name)
+        library = llama_library(self._name)
         try:
             server = library.Server(self._params(library))
         except (RuntimeError, ValueError) as exc:
@@ -418,29 +418,6 @@ def _available_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _library(name: str) -> ModuleType:
-    """xllamacpp, imported on first use so that the policy of its OpenMP can be set before.
-
-    OpenMP's threads spin while they wait for each other. Where anything else wants a core, that costs far more than
-    it saves: beside one busy process on 2 cores, 7 tokens/s spinning and 71 sleeping.
-    """
-    is_set = "OMP_WAIT_POLICY" in os.environ
-    if not is_set:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-    try:
-        import xllamacpp  # here, since OpenMP reads its environment when it is loaded
-    except ImportError as exc:
-        raise ModelLoadError(
-            f"{name!r}: xllamacpp cannot be imported: {exc}. Install it, and libgomp where that is missing", model=name
-        ) from exc
-    finally:
-        if not is_set:
-            del os.environ["OMP_WAIT_POLICY"]
-    if not xllamacpp.json_schema_to_grammar({"type": "object"}).startswith("%llguidance"):
-        raise ConfigError("this build of xllamacpp has no llguidance. Install the one from PyPI")
-    return xllamacpp  # type: ignore[no-any-return]  # untyped
 
 
 def _adapter(library: ModuleType, path: Path) -> Any:

@@ -259,7 +259,7 @@ def test_a_broken_row_is_named(tmp_path, row, fault):
         ("t.jsonl.gz", b"not gzip", "Cannot read .*Not a gzipped file"),
         (
             "t.jsonl.gz",
-            gzip.compress(b'{"query": "q", "model": "m", "correct": 1}' * 99)[:-9],
+            gzip.compress(b'{"query": "q", "model": "m", "correct": 1}' * 99, mtime=0)[:-9],
             "is broken: Compressed file",
         ),
         ("t.csv", b"query,model,correct\n\xff\xfe,m,1\n", "is not UTF-8"),
