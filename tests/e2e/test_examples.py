@@ -1,7 +1,8 @@
-"""Every example and every Python block of the documents runs as it stands, on the embedded model."""
+"""Every example, every Python block and every curl line of the documents runs as it stands, on the embedded model."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from support.weights import smollm2_path
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SERVED = "openai"  # an example or block that uses this package needs `nearfar serve`
+AGENTS = ROOT / "docs" / "agents-http.md"  # whose first TOML block is the server's config
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "nearfar.cli", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path_factory.mktemp("served"))
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "nearfar.toml").write_text(re.findall(r"```toml\n(.*?)```", AGENTS.read_text(), re.DOTALL)[0])
+    process = subprocess.Popen(command, env=environment, cwd=folder)
     try:
         for _ in range(200):
             try:
@@ -98,3 +102,24 @@ def test_python_blocks_run(
     code.write_text(block)
 
     _run(code, environment, tmp_path)
+
+
+def test_an_agents_curl_lines_run(server: str) -> None:
+    """One after the other they begin a run, see it wait, show it, allow its call and go on to the answer."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    block = re.findall(r"```console\n(.*?)```", AGENTS.read_text(), re.DOTALL)[0].replace("\\\n", " ")
+    lines = [line.removeprefix("$ ") for line in block.replace("http://127.0.0.1:8642/v1", server).splitlines()]
+
+    replies = [
+        subprocess.run(["bash", "-c", f"{line} --silent --fail-with-body"], capture_output=True, text=True, check=False)
+        for line in lines
+    ]
+
+    assert [(reply.returncode, reply.stdout) for reply in replies if reply.returncode] == []
+    begun, listed, shown, allowed, resumed = (reply.stdout for reply in replies)
+    assert json.loads(begun)["status"] == "awaiting_approval"
+    assert "sum" in [run["run_id"] for run in json.loads(listed)["data"]]
+    assert [each["call"]["name"] for each in json.loads(shown)["approvals"]] == ["calculator"]
+    assert json.loads(allowed)["is_new"] is True
+    assert '"status": "answered"' in resumed.splitlines()[-2]

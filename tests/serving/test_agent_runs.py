@@ -28,6 +28,7 @@ from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor
 from nearfar.serving.gateway.keys import hash_key, new_key
 from nearfar.serving.gateway.settings import GatewaySettings
 from nearfar.testing import ScriptedModel
+from nearfar.types import ToolCall
 
 RUNS = "/v1/agents/runs"
 CHAT = "/v1/chat/completions"
@@ -171,8 +172,9 @@ async def test_a_run_waits_is_seen_allowed_and_gone_on_with(office):
         shown = (await http.get(f"{RUNS}/one")).json()
         (approval,) = shown["approvals"]
         before = list(office.sent)
-        said = await http.post(f"{RUNS}/one/approvals", json={"approval_id": approval["approval_id"], "allow": True})
+        said = await http.post(f"{RUNS}/one/approvals", json={"allow": True})
         resumed = (await http.post(f"{RUNS}/one/resume", json={})).json()
+        late = await http.post(f"{RUNS}/one/approvals", json={"allow": True})
         left = (await http.get(RUNS, params={"status": "awaiting_approval"})).json()["data"]
 
     assert [each["run_id"] for each in listed] == ["one"]
@@ -188,6 +190,7 @@ async def test_a_run_waits_is_seen_allowed_and_gone_on_with(office):
     }
     assert (resumed["status"], resumed["result"]["text"]) == ("answered", "The letter is on its way.")
     assert office.sent == ["Ada"]
+    assert (late.status_code, late.json()["error"]["code"]) == (404, "approval_not_found")
     assert left == []
 
 
@@ -232,6 +235,19 @@ async def test_two_clients_that_allow_at_once_allow_once(office):
     assert {each.status_code for each in resumed} <= {200, 409}
     assert "answered" in [each.json().get("status") for each in resumed]
     assert office.sent == ["Ada"]
+
+
+async def test_of_several_questions_one_must_be_named(office):
+    """An answer that could be to either is none."""
+    async with client(office) as http:
+        await begun(http, run_id="one")
+        async with await office.runs() as store:
+            await store.journal.ask("one", ToolCall("2.9-x", "send", "{}"), step=2, why="another branch")
+        said = await http.post(f"{RUNS}/one/approvals", json={"allow": True})
+        approvals = (await http.get(f"{RUNS}/one")).json()["approvals"]
+
+    assert (said.status_code, said.json()["error"]["param"]) == (400, "approval_id")
+    assert [each["is_allowed"] for each in approvals] == [None, None]
 
 
 async def test_a_stream_tells_every_event(office):

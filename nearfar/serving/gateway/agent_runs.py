@@ -120,7 +120,7 @@ class ResumeRequest(Struct, kw_only=True):
 class ApprovalRequest(Struct, kw_only=True):
     """The body that allows or denies a call."""
 
-    approval_id: str
+    approval_id: str | None = None  # None: the only one that waits
     allow: bool
 
 
@@ -254,10 +254,13 @@ class AgentsDoor:
     async def _approve(self, run_id: str, asked: ApprovalRequest, send: Send) -> Problem | None:
         async with await self.open_runs() as store:
             await _record(store, run_id)
-            is_new = await answered(store, run_id, asked.approval_id, asked.allow)
+            approval_id = asked.approval_id or await _only_open(store, run_id)
+            if isinstance(approval_id, Problem):
+                return approval_id
+            is_new = await answered(store, run_id, approval_id, asked.allow)
         if isinstance(is_new, Problem):
             return is_new
-        page = {"object": "nearfar.approval", "run_id": run_id, "approval_id": asked.approval_id}
+        page = {"object": "nearfar.approval", "run_id": run_id, "approval_id": approval_id}
         await _send_json(send, {**page, "is_allowed": asked.allow, "is_new": is_new})
         return None
 
@@ -404,6 +407,17 @@ async def answered(store: RunStore, run_id: str, approval_id: str, is_allowed: b
         message = f"The approval {approval_id!r} was {done} before."
         return invalid(message, param="approval_id", code="run_conflict", status=409)
     return False
+
+
+async def _only_open(store: RunStore, run_id: str) -> str | Problem:
+    """The approval that the run waits for; a problem where there is none, or are several."""
+    open_ids = [each.approval_id for each in await store.journal.approvals(run_id) if each.is_allowed is None]
+    if not open_ids:
+        message = f"The run {run_id!r} waits for no approval."
+        return invalid(message, param="approval_id", code="approval_not_found", status=404)
+    if len(open_ids) > 1:
+        return invalid(f"The run waits for {', '.join(map(repr, open_ids))}; name one.", param="approval_id")
+    return open_ids[0]
 
 
 async def _record(store: RunStore, run_id: str) -> RunRecord:
