@@ -17,6 +17,8 @@ from math import exp
 from typing import Any, Literal
 
 from nearfar.errors import ConfigError, RequestError, RoutingError, UpstreamError
+from nearfar.models.grammar import Node, Repeated, completed, either, gbnf, sequence
+from nearfar.models.tool_prompt import call_grammar
 from nearfar.router.answer_span import tokens_in
 from nearfar.types import (
     Answer,
@@ -62,13 +64,15 @@ class CallTier:
         model: a model's or a cascade's name.
         least_score: a call that is less sure goes to the next tier, if there is one; in [0, 1].
         asks_by: `tools`: as tools, which near models are held to; `json_schema`: as an answer of that shape, for
-            servers that keep shapes and not tools (vLLM without a tool parser).
+            servers that keep shapes and not tools; `grammar`: as an answer in a grammar of ours, for servers that keep
+            grammars (vLLM): it takes no call that does not fit, where a server's own reading of a schema may, and what
+            the token limit cuts off is finished.
         plain_names: give tools names that OpenAI's and Anthropic's APIs take, and translate back.
     """
 
     model: str
     least_score: float = 0.0
-    asks_by: Literal["tools", "json_schema"] = "tools"
+    asks_by: Literal["tools", "json_schema", "grammar"] = "tools"
     plain_names: bool = False
 
     def __post_init__(self) -> None:
@@ -193,11 +197,13 @@ class CallWriter:
         """What the tier writes, once it is valid; or what is wrong with the last that it wrote."""
         aliases = _aliases(query.tools) if tier.plain_names else {}
         by_alias = {alias: name for name, alias in aliases.items()}
-        asked = _asked(tier, self._forced(query), aliases)
+        asked, grammar = _asked(tier, self._forced(query), aliases)
         problem = ""
         for _ in range(1 + self._repairs):
             answer = await self._answer(asked)
             answers.append(answer)
+            if grammar is not None:
+                answer = _finished(answer, grammar)
             calls, text = _calls(tier, answer, by_alias)
             problems = [found for call in calls if (found := checker.problem(call))]
             if not calls and _must_call(query):
@@ -350,6 +356,26 @@ def calls_schema(tools: Sequence[ToolSpec], *, least: int = 1, most: int = 1) ->
     }
 
 
+def calls_grammar(tools: Sequence[ToolSpec], *, least: int = 1, most: int = 1) -> Node:
+    """The same JSON as a grammar, which takes no call that does not fit its tool's schema.
+
+    Raises:
+        RequestError: a tool's schema cannot be kept to; the message says which and why.
+    """
+    call = call_grammar(tools)
+    more = [Repeated(sequence(", ", call), 0, most - 1)] if most > 1 else []
+    some = sequence('{"calls": [', call, *more, "]}")
+    return some if least else either(['{"calls": []}', some])
+
+
+def _finished(answer: Answer, grammar: Node) -> Answer:
+    """The answer, finished in the shortest way where the token limit cut it off; as it is where it left the grammar."""
+    text, taken = completed(grammar, answer.text)
+    if taken < len(answer.text) or text == answer.text:
+        return answer
+    return replace(answer, text=text, signals={**answer.signals, "finished_characters": float(len(text) - taken)})
+
+
 def _moved(schema: Any, where: str) -> Any:
     """The schema with its references to itself pointing below `where`."""
     if isinstance(schema, Mapping):
@@ -363,15 +389,15 @@ def _moved(schema: Any, where: str) -> Any:
     return [_moved(item, where) for item in schema] if isinstance(schema, list | tuple) else schema
 
 
-def _asked(tier: CallTier, query: Query, aliases: Mapping[str, str]) -> Query:
-    """The query in the tier's way."""
+def _asked(tier: CallTier, query: Query, aliases: Mapping[str, str]) -> tuple[Query, Node | None]:
+    """The query in the tier's way, and the grammar that it holds the answer to, where that is ours."""
     tools = tuple(replace(tool, name=aliases.get(tool.name, tool.name)) for tool in query.tools)
     choice = query.tool_choice
     if isinstance(choice, NamedTool):
         choice = NamedTool(aliases.get(choice.name, choice.name))
     query = replace(query, model=tier.model, tools=tools, tool_choice=choice)
     if tier.asks_by == "tools":
-        return query
+        return query, None
     if isinstance(choice, NamedTool):
         tools = tuple(tool for tool in tools if tool.name == choice.name)
     must = _must_call(query)
@@ -384,15 +410,21 @@ def _asked(tier: CallTier, query: Query, aliases: Mapping[str, str]) -> Query:
         for tool in tools
     ]
     prompt = _BY_SCHEMA.format(tools="\n".join(lines), none="" if must else _NONE)
-    schema = calls_schema(tools, least=1 if must else 0, most=most)
+    least = 1 if must else 0
+    grammar = calls_grammar(tools, least=least, most=most) if tier.asks_by == "grammar" else None
+    form = (
+        ResponseFormat("json_schema", schema=calls_schema(tools, least=least, most=most), name="calls")
+        if grammar is None
+        else ResponseFormat("grammar", grammar=gbnf(grammar))
+    )
     return replace(
         query,
         prompt=(Message("system", prompt), *_without_calls(query.messages)),
         tools=(),
         tool_choice=None,
         parallel_tool_calls=None,
-        response_format=ResponseFormat("json_schema", schema=schema, name="calls"),
-    )
+        response_format=form,
+    ), grammar
 
 
 def _without_calls(messages: Sequence[Message]) -> list[Message]:

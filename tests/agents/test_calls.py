@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp, log
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.weights import smollm2_path
 
-from nearfar.agents.calls import CallTier, CallWriter, call_signals, calls_schema
+from nearfar.agents.call_checking import CallChecker
+from nearfar.agents.calls import CallTier, CallWriter, call_signals, calls_grammar, calls_schema
 from nearfar.errors import ConfigError, UpstreamUnavailable
+from nearfar.models.grammar import sampled
 from nearfar.models.llama_cpp import LlamaCppModel
 from nearfar.router.router import Router
 from nearfar.testing import ScriptedModel
@@ -161,6 +167,36 @@ async def test_a_server_that_keeps_shapes_is_asked_for_one() -> None:
     assert form.schema is not None
     assert form.schema["$defs"]["tool1"]["properties"]["root"] == {"$ref": "#/$defs/tool1/$defs/node"}
     assert models["far"].queries[0].tools == ()
+
+
+@given(st.integers(0, 2**32), st.floats(0, 1), st.sampled_from([(1, 1), (1, 3), (0, 2)]))
+async def test_a_server_that_keeps_grammars_is_held_to_ours(seed: int, cut: float, counts: tuple[int, int]) -> None:
+    """Wherever the token limit cuts a text of the grammar, the call that comes out is valid, and scored 0 if it was."""
+    least, most = counts
+    whole = sampled(calls_grammar((WEATHER, CLOCK), least=least, most=most), Random(seed))
+    text = whole[: round(cut * len(whole))]
+    responder, models = router(far=[text])
+    asked = replace(ASKED, tool_choice="required" if least else "auto", parallel_tool_calls=most > 1 or None)
+
+    found = await CallWriter(responder, [CallTier("far", asks_by="grammar")], repairs=0).write(asked)
+
+    assert models["far"].queries[0].response_format.kind == "grammar"
+    assert found.problem is None
+    assert [CallChecker(ASKED.tools).problem(call) for call in found.calls] == [None] * len(found.calls)
+    assert len(found.calls) >= least
+    assert text == whole or found.score == 0
+
+
+async def test_a_server_that_keeps_no_grammar_is_found_out() -> None:
+    """Its text is not bent into a call: it is told what is wrong, and the next tier is asked."""
+    responder, models = router(
+        far=['{"calls": [{"name": "clock", "arguments": {"zone": 1}}]}', "No."], near=[wrote("clock")]
+    )
+
+    found = await CallWriter(responder, [CallTier("far", asks_by="grammar"), "near"]).write(ASKED)
+
+    assert (found.tier, [call.name for call in found.calls]) == ("near", ["clock"])
+    assert "zone" in models["far"].queries[1].messages[-1].text
 
 
 def test_the_schema_of_calls_takes_valid_calls_only() -> None:
