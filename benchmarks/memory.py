@@ -1,7 +1,9 @@
 """How often a memory answers a question with another one's answer, on paraphrases and near misses of public questions.
 
-    python benchmarks/memory.py --embedder static --embedder minilm    measure, and write results/memory.json
-    python benchmarks/memory.py --fit                                  fit the coefficients of nearfar/retrieval/matching.py and print them
+    python benchmarks/memory.py --embedder static --embedder minilm
+
+measures and writes results/memory.json; with --fit it fits the coefficients of nearfar/retrieval/matching.py and prints
+them.
 
 The memory holds questions with gold answers of five public sets. It is asked:
 - paraphrases: natural ones (two questions of the sets with the same answer that say the same) and made ones, six kinds;
