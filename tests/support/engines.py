@@ -1,7 +1,9 @@
 """Engines on the stub server, and folders that pass for checkpoints."""
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from nearfar.serving.engine.engine import Engine, Patience
@@ -14,10 +16,14 @@ QUICK = Patience(
 )
 
 
-def safetensors(path: Path, *, num_bytes: int = 64) -> None:
-    """Writes a whole file with one tensor."""
-    header = json.dumps({"w": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
+def safetensors(path: Path, tensors: Mapping[str, tuple[str, list[int]]] | None = None) -> None:
+    """Writes a whole file of zeros: tensors of these types and shapes, by name."""
+    header, end = {}, 0
+    for name, (dtype, shape) in (tensors or {"w": ("U8", [64])}).items():
+        start, end = end, end + math.prod(shape) * {"U8": 1, "I8": 1, "F16": 2, "F32": 4}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(end))
 
 
 def checkpoint(folder: Path, **config: object) -> Path:

@@ -27,11 +27,26 @@ def weights_bytes(folder: Path) -> int:
             raise ConfigError(f"The checkpoint {str(folder)!r} lacks {missing[0]!r}. Fetch it again.")
     files = sorted(folder.glob("*.safetensors"))
     if files:
-        return sum(_checked_size(path) for path in files)
+        for path in files:
+            _header(path)
+        return sum(path.stat().st_size for path in files)
     others = [path for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     if not others:
         raise ConfigError(f"{str(folder)!r} holds no weights (*.safetensors). Fetch them, or correct the path.")
     return sum(path.stat().st_size for path in others)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The type and shape of each tensor of the folder, by name, off the heads of its files.
+
+    Raises:
+        ConfigError: a file is broken or cut short.
+    """
+    return {
+        str(name): (str(tensor["dtype"]), tuple(tensor["shape"]))
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in _header(path).items()
+    }
 
 
 def lora_rank(folder: Path) -> int:
@@ -50,22 +65,24 @@ def lora_rank(folder: Path) -> int:
     return rank
 
 
-def _checked_size(path: Path) -> int:
-    """The file's size, once it is known to be as long as its header says."""
+def _header(path: Path) -> dict[str, Any]:
+    """The file's tensors by name, once it is known to be as long as they say."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 0 < length <= min(size - 8, _LARGEST_HEADER):
             raise ConfigError(f"{str(path)!r} is no safetensors file, or is cut short. Fetch it again.")
         try:
-            header = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+            header = {name: tensor for name, tensor in json.loads(file.read(length)).items() if name != "__metadata__"}
+            end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            is_described = all("dtype" in tensor and isinstance(tensor["shape"], list) for tensor in header.values())
+            if not is_described:
+                raise TypeError("a tensor has no dtype or shape")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
             raise ConfigError(f"The header of {str(path)!r} is broken. Fetch the file again.") from exc
-    end = 8 + length + max(ends, default=0)
     if size != end:
         raise ConfigError(f"{str(path)!r} has {size:,} bytes and should have {end:,}. Fetch it again.")
-    return size
+    return header
 
 
 def _json(path: Path) -> dict[str, Any]:

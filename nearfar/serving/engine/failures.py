@@ -25,6 +25,11 @@ _PATTERNS: tuple[tuple[str, str, bool], ...] = (
         False,
     ),
     (
+        r"nearfar\.errors\.\w+: (?P<what>[^\n]+?)\.?(?=\n|$)",
+        "nested weights do not run so: {what}",
+        False,
+    ),
+    (
         r"No module named '?(?P<what>[\w.]+)|cannot import name '(?P<name>\w+)'",
         "a Python package is missing or does not fit ({what}). Install vLLM's dependencies: docs/engine.md",
         False,
@@ -89,6 +94,16 @@ _PATTERNS: tuple[tuple[str, str, bool], ...] = (
     (
         r"(?P<what>Model architectures? \[[^\n]*?(?:not supported|failed to be inspected)[^\n]*)",
         "vLLM does not know its architecture: {what}. Take a newer vLLM or another model",
+        False,
+    ),
+    (
+        r"Couldn't instantiate the backend tokenizer|Can't load tokenizer for|Unable to load vocabulary from file",
+        "its folder has no tokenizer that transformers can load. Add the tokenizer's files, tokenizer.json say",
+        False,
+    ),
+    (
+        r"validation errors? for \w+\s[\s\S]*?(?:Value|Assertion) error, (?P<what>[^\n]*?)(?: \[type=|\n|$)",
+        "vLLM refuses its settings: {what}. Correct the model's settings",
         False,
     ),
     (

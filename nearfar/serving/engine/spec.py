@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from nearfar.errors import ConfigError, DataError
 
-from .checkpoint import lora_rank, weights_bytes
+from .checkpoint import lora_rank, tensor_shapes, weights_bytes
 
 GIB: Final = 1024**3
 
@@ -259,17 +259,22 @@ class EngineSpec:
                     "some: nearfar quantize."
                 )
             return
-        from nearfar.serving.quantization.settings import read_config  # loads numpy, for nested weights alone
+        from nearfar.serving.quantization.settings import check_shapes, read_config  # loads numpy, for these alone
 
         try:
-            offered = read_config(folder).precisions
+            config = read_config(folder)
         except DataError as exc:
             raise ConfigError(f"{place} {exc}") from exc
+        offered = config.precisions
         stored = ", ".join(map(str, offered))
         if not self.widths:
             raise ConfigError(f"{place} {self.model!r} holds nested weights. Set widths to the bits to read: {stored}.")
         if missing := [width for width in self.widths if width not in offered]:
             raise ConfigError(f"{place} widths has {missing[0]}, and {self.model!r} was stored for {stored}.")
+        try:
+            check_shapes(config, tensor_shapes(folder))
+        except DataError as exc:
+            raise ConfigError(f"{place} {self.model!r} is no whole model: {exc}") from exc
 
 
 def _config_of(folder: Path, place: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Checkpoint:
                     if place == file and name not in there:
                         raise DataError(f"{str(folder / file)!r} lacks {name!r}; fetch it again.", path=str(folder))
             return cls(folder, files)
+        if not folder.is_dir():
+            raise ConfigError(f"There is no folder {str(folder)!r}; give that of a Hugging Face model in safetensors.")
         if not (folder / _SINGLE).is_file():
             raise ConfigError(
                 f"{str(folder)!r} holds no {_SINGLE!r}; give the folder of a Hugging Face model in safetensors."
@@ -147,6 +150,21 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], beside: Mapping
         save_file(dict(tensors), partial, metadata=dict(beside))
         partial.replace(path)
     except (OSError, SafetensorError) as exc:
+        partial.unlink(missing_ok=True)
+        raise _unwritable(path, exc) from exc
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies a small file, which is there whole or not at all.
+
+    Raises:
+        DataError: it cannot be written; the disk may be full.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        shutil.copyfile(source, partial)
+        partial.replace(path)
+    except OSError as exc:
         partial.unlink(missing_ok=True)
         raise _unwritable(path, exc) from exc
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 
 from nearfar.errors import ConfigError, DataError
 
-from .checkpoint import Checkpoint, names, notes, write_json, write_shard
+from .checkpoint import Checkpoint, copy_file, names, notes, write_json, write_shard
 from .format import NestedWeights, check_widths
 from .mixing import Sensitivity, mix
 from .rounding import round_matrix
@@ -103,6 +102,7 @@ def quantize(
         check_widths(options.widths)
     except ValueError as exc:
         raise ConfigError(f"{exc}.") from exc
+    wanted = _between(options)
     source = Checkpoint.open(model)
     blocks = Blocks.open(model, source)
     if not blocks.linears():
@@ -113,9 +113,13 @@ def quantize(
             f"{str(model)!r} has no linear layers in its blocks, but {', '.join(kinds)}; planes hold linear ones alone."
         )
     group_size = options.group_size or default_group_size(blocks)
+    widest = max(part.in_features for part in blocks.linears().values())
+    if group_size > widest:
+        raise ConfigError(f"A group has {group_size} columns, and the widest matrix {widest}; give at most those.")
     state = _state(model, source, calibration, options, group_size)
+    pieces = None if calibration is None else samples(model, calibration, options)
     _begin(out, state)
-    hidden = None if calibration is None else blocks.enter(samples(model, calibration, options))
+    hidden = None if pieces is None else blocks.enter(pieces)
     found: list[Sensitivity] = []
     shards = [f"model-{i + 1:05d}-of-{len(blocks) + 1:05d}.safetensors" for i in range(len(blocks) + 1)]
     if not (out / shards[0]).exists():
@@ -138,7 +142,8 @@ def quantize(
             hidden.states = states
         if progress is not None:
             progress(number + 1, len(blocks))
-    return _finish(model, out, source, blocks, shards, found, options, group_size, measured=hidden is not None)
+    mixes = {bits: mix(found, mean_bits=bits, widths=options.widths) for bits in wanted if hidden is not None}
+    return _finish(model, out, source, shards, found, options, group_size, mixes)
 
 
 @dataclass(slots=True)
@@ -358,13 +363,11 @@ def _finish(
     model: Path,
     out: Path,
     source: Checkpoint,
-    blocks: Blocks,
     shards: Sequence[str],
     found: Sequence[Sensitivity],
     options: Options,
     group_size: int,
-    *,
-    measured: bool,
+    mixes: Mapping[int, Mapping[str, int]],
 ) -> Quantized:
     """Writes what makes the shards a model, the config last."""
     files = {name: shard for shard in shards for name in sorted(names(out / shard))}
@@ -373,12 +376,6 @@ def _finish(
     for name in columns:
         rows, columns[name] = source.tensor(name + ".weight").shape
         num_weights += rows * columns[name]
-    lower, top = options.widths[0], options.widths[-1]
-    between = [bits for bits in range(lower + 1, top) if bits not in options.widths]
-    wanted = between if options.precisions is None else sorted(options.precisions)
-    if any(not lower < bits < top or bits in options.widths for bits in wanted):
-        raise ConfigError(f"precisions are {wanted!r}; give whole numbers between the widths, and none of them.")
-    mixes = {bits: mix(found, mean_bits=bits, widths=options.widths) for bits in wanted} if measured else {}
     config = NestedConfig(options.widths, group_size, columns, mixes)
     written = Checkpoint(out, files)
     for name in columns:
@@ -388,7 +385,7 @@ def _finish(
     model_bytes = sum((out / shard).stat().st_size for shard in shards)
     for name in _COPIED:
         if (model / name).is_file():
-            shutil.copyfile(model / name, out / name)
+            copy_file(model / name, out / name)
     write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": model_bytes}, "weight_map": files})
     page = json.loads((model / "config.json").read_text())
     write_json(out / "config.json", page | {"quantization_config": config.to_json()})
@@ -413,7 +410,10 @@ def samples(model: Path, calibration: Path, options: Options) -> list[torch.Tens
         text = calibration.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{str(calibration)!r} cannot be read as UTF-8 text: {exc}.") from exc
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError, ImportError) as exc:
+        raise ConfigError(f"{str(model)!r} has no tokenizer that can be loaded: {_line(exc)}") from exc
     tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     return list(spread(tokens, options.num_samples, options.sample_tokens, name=str(calibration)))
 
@@ -430,6 +430,20 @@ def spread(tokens: torch.Tensor, count: int, length: int, *, name: str) -> Itera
     for i in range(min(count, pieces)):
         at = i * pieces // min(count, pieces) * length
         yield tokens[at : at + length]
+
+
+def _between(options: Options) -> tuple[int, ...]:
+    """The precisions to mix.
+
+    Raises:
+        ConfigError: one is a width, or not between the widths.
+    """
+    between = tuple(bits for bits in range(options.widths[0] + 1, options.widths[-1]) if bits not in options.widths)
+    wanted = between if options.precisions is None else options.precisions
+    if strange := sorted(set(wanted) - set(between)):
+        said = ", ".join(map(str, between)) or "none"
+        raise ConfigError(f"A mix of {strange[0]} bits cannot be made; between the widths there are: {said}.")
+    return tuple(sorted(set(wanted)))
 
 
 def default_group_size(blocks: Blocks) -> int:
@@ -478,7 +492,9 @@ def _begin(out: Path, state: dict[str, Any]) -> None:
         try:
             before = json.loads((out / _STATE).read_text())
         except (OSError, ValueError):
-            raise ConfigError(f"{str(out)!r} is not empty; name another folder.") from None
+            is_done = (out / "model.safetensors.index.json").exists() and (out / "config.json").exists()
+            why = "holds a whole model already" if is_done else "is not empty"
+            raise ConfigError(f"{str(out)!r} {why}; name another folder.") from None
         if before != state:
             differs = next(key for key in state if before.get(key) != state[key])
             raise ConfigError(f"{str(out)!r} was begun with another {differs}; finish that, or name another folder.")

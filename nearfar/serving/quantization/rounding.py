@@ -32,6 +32,9 @@ _DAMPING = 0.01
 #: Shares of the range of a group's weights that are tried as its range.
 _SHRINKS = tuple(1 - 0.04 * step for step in range(11))
 
+#: Of a weight: a group's range, at most twice as much, is a float16.
+_LARGEST = 32_000.0
+
 #: Columns whose errors are passed on together.
 _BLOCK = 64
 
@@ -95,6 +98,8 @@ def round_matrix(
     moments = torch.eye(num_columns) if second_moments is None else second_moments.detach().float()
     if not (torch.isfinite(matrix).all() and torch.isfinite(moments).all()):
         raise ValueError("weights or inputs are not finite")
+    if float(matrix.abs().max()) > _LARGEST:
+        raise ValueError(f"a weight is larger than {_LARGEST:.0f}, which the format does not hold")
     moments = torch.nn.functional.pad(moments, (0, padding, 0, padding))
     moments.diagonal().add_(_DAMPING * moments.diagonal().mean().clamp(min=1e-12))
     weighing = torch.tensor([emphasis(width) for width in widths])

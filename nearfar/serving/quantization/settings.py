@@ -10,7 +10,7 @@ from typing import Any
 
 from nearfar.errors import DataError
 
-from .format import check_widths
+from .format import check_widths, shapes
 
 #: The name that vLLM finds the plugin by.
 METHOD = "nearfar_nested"
@@ -116,6 +116,35 @@ def read_config(folder: Path) -> NestedConfig:
         return NestedConfig.from_json(block)
     except DataError as exc:
         raise DataError(f"{str(path)!r}: {exc}", path=str(path)) from exc
+
+
+#: The format's types, as safetensors calls them.
+_TYPES = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
+
+
+def check_shapes(config: NestedConfig, found: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Sees that every tensor which the config promises is there, and fits it.
+
+    Args:
+        config: of a folder.
+        found: the type, as safetensors calls it, and the shape of each of its tensors, by name.
+
+    Raises:
+        DataError: one is missing, or of another type or shape.
+    """
+    for matrix, columns in config.columns.items():
+        planes = found.get(f"{matrix}.planes", ("", ()))[1]
+        num_rows = planes[1] if len(planes) == 3 else 0
+        expected = shapes(num_rows, columns, widths=config.widths, group_size=config.group_size)
+        for part, (shape, dtype) in expected.items():
+            name, wanted = f"{matrix}.{part}", (_TYPES[dtype.name], shape)
+            if name not in found:
+                raise DataError(f"The weights lack {name!r}, which config.json names; quantize the model again.")
+            if found[name] != wanted:
+                raise DataError(
+                    f"{name!r} is {found[name][0]} of shape {found[name][1]}, and config.json asks for {wanted[0]} of "
+                    f"shape {wanted[1]}; quantize the model again."
+                )
 
 
 def _whole(value: object) -> int:

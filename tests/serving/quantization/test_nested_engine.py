@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.engines import checkpoint
+from support.engines import checkpoint, safetensors
 
 from nearfar.config import Settings, model_names
 from nearfar.errors import ConfigError
@@ -54,9 +54,35 @@ def test_widths_that_cannot_be_read_are_refused_before_anything_starts(tmp_path,
         spec.check()
 
 
+def whole(path):
+    """A folder with one matrix of 3 by 128."""
+    made = checkpoint(path, quantization_config=NESTED)
+    tensors = {"planes": ("U8", [4, 3, 32]), "scales": ("F16", [3, 2]), "zeros": ("I8", [3, 2])}
+    tensors |= {"refits": ("U8", [2, 3, 2]), "ranges": ("F32", [2, 4])}
+    safetensors(made / "model.safetensors", {f"layer.{name}": described for name, described in tensors.items()})
+    return made
+
+
 def test_widths_that_were_stored_pass(tmp_path):
     """Mixes of widths, too."""
-    EngineSpec("tiny", str(checkpoint(tmp_path / "m", quantization_config=NESTED)), widths=(3, 8)).check()
+    EngineSpec("tiny", str(whole(tmp_path / "m")), widths=(3, 8)).check()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group_size": 32}, r"'layer\.scales' is F16 of shape \(3, 2\), and config\.json asks for .*\(3, 4\)"),
+        ({"widths": [4, 8], "mixes": {}}, r"'layer\.refits' is U8 of shape \(2, 3, 2\)"),
+        ({"columns": {"layer": 128, "other": 64}, "mixes": {}}, r"lack 'other\.planes', which config\.json names"),
+    ],
+)
+def test_tensors_that_do_not_fit_their_config_are_refused_before_anything_starts(tmp_path, change, message):
+    """By name, off the heads of the files."""
+    made = whole(tmp_path / "m")
+    (made / "config.json").write_text(json.dumps({"quantization_config": NESTED | change}))
+
+    with pytest.raises(ConfigError, match=message):
+        EngineSpec("tiny", str(made), widths=(8,)).check()
 
 
 def test_each_width_is_a_model_of_its_own(tmp_path):

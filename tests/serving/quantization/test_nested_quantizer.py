@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -117,10 +118,11 @@ def test_odd_matrices_come_back_within_a_step(weight, is_measured):
     assert np.abs(nested.at(8) - weight.numpy()).max() <= 4 * step + 1e-6
 
 
-def test_a_matrix_that_is_not_finite_is_refused():
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "not finite"), (40_000.0, "larger than 32000")])
+def test_a_matrix_that_cannot_be_stored_is_refused(value, message):
     """Rather than rounded to something."""
-    with pytest.raises(ValueError, match="not finite"):
-        round_matrix(torch.full((2, 8), torch.nan), None, widths=(8,), group_size=8)
+    with pytest.raises(ValueError, match=message):
+        round_matrix(torch.full((2, 8), value), None, widths=(8,), group_size=8)
 
 
 def test_a_folder_is_quantized_block_by_block(model, quantized):
@@ -228,6 +230,7 @@ def test_another_run_does_not_go_on_with_a_folder(model, text, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
+        (shutil.rmtree, ConfigError, "There is no folder"),
         (lambda folder: (folder / "model.safetensors").unlink(), ConfigError, "holds no 'model.safetensors'"),
         (lambda folder: _cut(folder / "model.safetensors"), DataError, "damaged or cut off"),
         (lambda folder: (folder / "config.json").write_text("{}"), ConfigError, "no model that transformers knows"),
@@ -240,7 +243,16 @@ def test_another_run_does_not_go_on_with_a_folder(model, text, tmp_path):
             "layers.1.mlp.up_proj' cannot be quantized: .* not finite",
         ),
     ],
-    ids=["no weights", "cut off", "no config", "quantized", "too few blocks", "other shapes", "not finite"],
+    ids=[
+        "no folder",
+        "no weights",
+        "cut off",
+        "no config",
+        "quantized",
+        "too few blocks",
+        "other shapes",
+        "not finite",
+    ],
 )
 def test_a_folder_that_cannot_be_used_is_named(model, tmp_path, damage, error, message):
     """Before anything is served from it."""
@@ -252,6 +264,41 @@ def test_a_folder_that_cannot_be_used_is_named(model, tmp_path, damage, error, m
 
     with pytest.raises(error, match=message):
         quantize(folder, tmp_path / "out", options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(widths=(2, 8), precisions=(3, 9)), r"mix of 9 bits cannot be made; .* there are: 3, 4, 5, 6, 7\."),
+        (Options(widths=(2, 8), precisions=(2,)), "mix of 2 bits cannot be made"),
+        (Options(widths=(7, 8), precisions=(7,)), "there are: none"),
+        (Options(group_size=81), "A group has 81 columns, and the widest matrix 80"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused_before_the_work(model, text, tmp_path, options, message):
+    """And no folder is begun."""
+    with pytest.raises(ConfigError, match=message):
+        quantize(model, tmp_path / "out", calibration=text, options=options)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_calibration_without_a_tokenizer_is_refused(model, text, tmp_path):
+    """With the folder that has none."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+
+    with pytest.raises(ConfigError, match="has no tokenizer that can be loaded"):
+        quantize(tmp_path, tmp_path / "out", calibration=text, options=OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_done_is_named_as_such(model, quantized):
+    """What was begun goes on; what is done is not written over."""
+    out, _ = quantized
+
+    with pytest.raises(ConfigError, match="holds a whole model already; name another folder"):
+        quantize(model, out, options=OPTIONS)
 
 
 def test_layers_that_are_not_linear_stay_as_they_are_and_are_named(tmp_path):
