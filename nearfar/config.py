@@ -406,6 +406,8 @@ class RoleSettings(_Section):
     max_tokens: PositiveInt = 256
     temperature: float = Field(0.0, ge=0, le=2)
     samples: int = Field(1, ge=1, le=32)  # answers drawn; the most frequent one counts
+    tokens: PositiveInt | None = None  # of the role in a run, before it draws one answer each
+    usd: float | None = Field(default=None, ge=0)  # of the role in a run
 
 
 class _ToolsSettings(_Section):

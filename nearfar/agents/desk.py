@@ -83,16 +83,23 @@ class Desk:
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     def ask(self, state: State, role: str, *messages: Message, **options: Any) -> Ask:
-        """A question within what the run's limits leave."""
-        bounds, used = self.task.limits, spent(state.get("trace", []))
+        """A question within what the run's limits, and the role's own, leave."""
+        trace = state.get("trace", [])
+        bounds, used = self.task.limits, spent(trace)
+        own, used_by_role = self.roles[role], spent(trace, role)
         left_s = bounds.seconds - elapsed_s(state)
-        left_usd = None if bounds.usd is None else max(0.0, bounds.usd - (used.cost_usd or 0.0))
+        left_usd = [
+            0.0 if cost is None else max(0.0, most - cost)  # None: a step's cost is unknown, so nothing is left
+            for most, cost in ((bounds.usd, used.cost_usd), (own.usd, used_by_role.cost_usd))
+            if most is not None
+        ]
         return Ask(
             messages,
             state.get("step", 0),
             deadline_s=max(_LEAST_S, left_s),
-            budget_usd=left_usd,
+            budget_usd=min(left_usd, default=None),
             max_tokens=None if bounds.tokens is None else max(1, bounds.tokens - used.tokens),
+            draw_tokens=None if own.tokens is None else own.tokens - used_by_role.tokens,
             privacy=self.task.privacy,
             session=self.task.session,
             metadata=self.task.metadata,

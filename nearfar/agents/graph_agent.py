@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import anyio
 import msgspec
 
-from nearfar.errors import NearfarError, RequestError, RunConflict, UnknownRun
+from nearfar.errors import BudgetExceeded, NearfarError, RequestError, RunConflict, UnknownRun
 
 from .checkpoints import RunStore
 from .desk import Desk, OffPlan, State, elapsed_s
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 #: Nodes of one run; a step takes four of them at most, and the run's own limit on steps comes first.
 _MOST_NODES = 10_000
-
-#: How a run ended for good; the others can be resumed.
-_FINAL = frozenset({"answered", "gave_up", "out_of_steps", "out_of_time", "out_of_tokens", "out_of_money", "looped"})
 
 
 class Graph(Protocol):
@@ -176,7 +173,7 @@ class GraphAgent:
         start: Any = None
         if not before.values:
             start = {"task": msgspec.to_builtins(task), "trace": [], "step": 0}
-        failure: str | None = None
+        failure: NearfarError | None = None
         if start is not None or before.tasks:  # not `next`: it leaves out a node whose writes are saved already
             await journal.set_run(run_id, None)
             stream = self._graph.astream(
@@ -187,7 +184,7 @@ class GraphAgent:
                     async for event in told:
                         yield event
             except NearfarError as exc:
-                failure = str(exc)
+                failure = exc
             finally:
                 await self._team.store.settle()
         after = await self._graph.aget_state(config)
@@ -209,11 +206,11 @@ class GraphAgent:
         )
 
 
-def _result(run_id: str, state: State, *, waits: bool, failure: str | None) -> RunResult:
+def _result(run_id: str, state: State, *, waits: bool, failure: NearfarError | None) -> RunResult:
     used = spent(state.get("trace", []))
     outcome = state.get("outcome")
-    status: RunStatus = "failed"
-    reason = failure or "the run stopped without an answer"
+    status: RunStatus = "out_of_money" if isinstance(failure, BudgetExceeded) else "failed"
+    reason = str(failure or "the run stopped without an answer")
     if failure is None and outcome:
         status, reason = cast("RunStatus", outcome["status"]), outcome["reason"]
     elif failure is None and waits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nearfar.errors import RoutingError
+from nearfar.errors import BudgetExceeded, RoutingError
 from nearfar.types import Answer
 
 
@@ -13,11 +13,13 @@ def given(answer: Answer, what: str) -> Answer:
         what: what was to be done, for the message: "write the call".
 
     Raises:
+        BudgetExceeded: none was, and more money would have let one.
         RoutingError: none was.
     """
     decision = answer.decision
     if decision is not None and decision.status == "refused":
         reasons = {candidate.tier: candidate.reason for candidate in decision.candidates if candidate.reason}
         said = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items()) or decision.reason
-        raise RoutingError(f"No model of {decision.target!r} may {what}: {said}", reasons=reasons)
+        error = BudgetExceeded if decision.reason == "out_of_budget" else RoutingError
+        raise error(f"No model of {decision.target!r} may {what}: {said}", reasons=reasons)
     return answer

@@ -43,6 +43,9 @@ class Role:
         max_tokens: the longest answer.
         temperature: of one answer; where several are drawn, `sample_temperature` is used.
         samples: how many answers are drawn; the most frequent one counts.
+        tokens: what the role's answers may take in a run before only one is drawn of each; None: no limit.
+        usd: what the role's answers may cost in a run, so that a cascade of its own goes no further than that lasts;
+            None: no limit.
         reads_logprobs: ask for log-probabilities; a cascade with a tier that gives none would lose that tier.
     """
 
@@ -51,6 +54,8 @@ class Role:
     max_tokens: int = 256
     temperature: float | None = 0.0
     samples: int = 1
+    tokens: int | None = None
+    usd: float | None = None
     sample_temperature: float = 0.7
     reads_logprobs: bool = True
 
@@ -67,6 +72,7 @@ class Ask:
     deadline_s: float | None = None
     budget_usd: float | None = None
     max_tokens: int | None = None  # what the run has left
+    draw_tokens: int | None = None  # what the role has left for drawing several answers
     privacy: str = "any"
     session: str | None = None
     stop: tuple[str, ...] = ()
@@ -103,14 +109,19 @@ async def answered(
         UpstreamError: every model that was asked failed.
         RoutingError: no model may take it.
     """
+    left = ask.draw_tokens
+    if left is not None and left <= 0:
+        role = replace(role, samples=1)
     drawn: list[tuple[str | None, float | None, Answer]] = []
-    decided = []
+    decided: list[Decided] = []
     for number in range(role.samples):
+        if decided and left is not None and _tokens(decided) >= left:
+            break
         answer = await _one(responder, role, ask, number)
         sure = score(answer)
         drawn.append((key(answer), sure, answer))
         decided.append(decision_of(role, ask.step, answer, sure))
-    if role.samples == 1:
+    if len(drawn) == 1:
         return RoleAnswer(drawn[0][2], tuple(decided), drawn[0][1])
     keys = [key for key, _, _ in drawn if key is not None]
     if not keys:
@@ -118,12 +129,12 @@ async def answered(
     most = max(keys, key=keys.count)  # the first of them where several are as frequent
     agreeing = [(sure or 0.0, -number, answer) for number, (key, sure, answer) in enumerate(drawn) if key == most]
     best = max(agreeing, key=lambda each: each[:2])[2]
-    return RoleAnswer(best, tuple(decided), keys.count(most) / role.samples)
+    return RoleAnswer(best, tuple(decided), keys.count(most) / len(drawn))
 
 
 async def written(responder: Responder, role: Role, ask: Ask) -> AsyncGenerator[Wrote | RoleAnswer, None]:
     """The role's answer piece by piece; the whole of it last."""
-    if role.samples > 1:
+    if role.samples > 1 and (ask.draw_tokens is None or ask.draw_tokens > 0):
         whole = await answered(responder, role, ask)
         yield Wrote(whole.answer.text)
         yield whole
@@ -196,6 +207,10 @@ def decision_of(role: Role, step: int, answer: Answer, score: float | None) -> D
         decision.cost_usd if decision else answer.cost_usd,
         _usage(answer),
     )
+
+
+def _tokens(decided: Sequence[Decided]) -> int:
+    return sum(each.usage.prompt_tokens + each.usage.completion_tokens for each in decided if each.usage)
 
 
 def _usage(answer: Answer) -> Usage | None:

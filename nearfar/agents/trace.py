@@ -81,9 +81,9 @@ class Spent:
         return self.usage.prompt_tokens + self.usage.completion_tokens if self.usage else 0
 
 
-def spent(trace: Trace) -> Spent:
-    """What the models and tools of a trace have used."""
-    decided = [from_plain(each) for each in trace if each["event"] == "decided"]
+def spent(trace: Trace, role: str | None = None) -> Spent:
+    """What the models and tools of a trace have used; of one role alone, if it is named, what its models have."""
+    decided = [from_plain(each) for each in trace if each["event"] == "decided" and role in (None, each["role"])]
     usage: Usage | None = None
     cost_usd: float | None = 0.0
     for each in decided:
@@ -91,7 +91,7 @@ def spent(trace: Trace) -> Spent:
         if each.usage is not None:
             usage = each.usage if usage is None else usage + each.usage
         cost_usd = None if cost_usd is None or each.cost_usd is None else cost_usd + each.cost_usd
-    made = {each["call"]["id"] for each in trace if each["event"] == "called"}
+    made = {each["call"]["id"] for each in trace if each["event"] == "called" and role is None}
     return Spent(usage, cost_usd, len(decided), len(made))
 
 
