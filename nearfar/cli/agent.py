@@ -38,11 +38,11 @@ app.command("evaluate")(evaluate)
 AgentOption = Annotated[
     str | None,
     typer.Option(
-        "--agent", "-a", help="One of the config's agents [default: the only one, or files, calculator and --docs]."
+        "--agent", "-a", help="One of the config's agents (default: the only one, or files, calculator and --docs)."
     ),
 ]
 FolderOption = Annotated[
-    Path | None, typer.Option("--folder", help="Whose files the default agent reads [default: this folder].")
+    Path | None, typer.Option("--folder", help="Whose files the default agent reads (default: this folder).")
 ]
 DocsOption = Annotated[str | None, typer.Option("--docs", help="The collection that the default agent searches.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.", show_default=False)]
@@ -61,7 +61,7 @@ def run(
     max_seconds: Annotated[float | None, typer.Option("--seconds", min=0.1, help="The most time.")] = None,
     budget_usd: Annotated[float | None, typer.Option("--budget-usd", min=0, help="The most money.")] = None,
     privacy: opt.PrivacyOption = opt.Privacy.any,
-    run_id: Annotated[str | None, typer.Option("--id", help="The run's id [default: a new one].")] = None,
+    run_id: Annotated[str | None, typer.Option("--id", help="The run's id (default: a new one).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every event as JSON, one a line.")] = False,
     config: opt.ConfigOption = None,
 ) -> int:
@@ -123,7 +123,7 @@ def resume(
 def approve(
     run_id: RunArgument,
     approval_id: Annotated[
-        str | None, typer.Argument(metavar="APPROVAL", help="Which call [default: the only one].", show_default=False)
+        str | None, typer.Argument(metavar="APPROVAL", help="Which call (default: the only one).", show_default=False)
     ] = None,
     deny: Annotated[bool, typer.Option("--deny", help="Say no; the planner is told so.")] = False,
     config: opt.ConfigOption = None,

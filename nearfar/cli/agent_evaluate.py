@@ -59,7 +59,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="The first so many of each file.")] = None,
     reading: Annotated[
         Reading | None,
-        typer.Option("--reading", help="Of BFCL texts: strict as the leaderboard reads [default], or lenient."),
+        typer.Option("--reading", help="Of BFCL texts: strict as the leaderboard reads (default), or lenient."),
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the answers as JSONL, for --answers.")] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=10, help="Of the bootstrap.")] = 1000,

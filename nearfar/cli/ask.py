@@ -47,7 +47,7 @@ def ask(
             "--passages",
             min=1,
             max=50,
-            help="How many passages of it [default: the config's, 5].",
+            help="How many passages of it (default: the config's, 5).",
             rich_help_panel=opt.ASKING,
         ),
     ] = None,

@@ -37,7 +37,7 @@ def calibrate(
         Path, typer.Argument(metavar="TABLE", help="JSONL, CSV or parquet: `correct` and signals, one row an answer.")
     ],
     tier: Annotated[
-        str | None, typer.Option("--tier", help="The tier that gave the answers [default: the first].")
+        str | None, typer.Option("--tier", help="The tier that gave the answers (default: the first).")
     ] = None,
     cascade: Annotated[str, typer.Option("--cascade", help="The cascade that the tier is in.")] = "auto",
     method: Annotated[MethodChoice, typer.Option("--method", help="What is fitted.")] = MethodChoice.logistic,
@@ -94,7 +94,7 @@ def calibrate(
     ] = MissingChoice.refuse,
     name: Annotated[str, typer.Option("--name", help="The policy's name.")] = "calibrated",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The policy's file [default: NAME.policy.json].")
+        Path | None, typer.Option("--out", "-o", help="The policy's file (default: NAME.policy.json).")
     ] = None,
     as_json: opt.JsonOption = False,
     config: opt.ConfigOption = None,

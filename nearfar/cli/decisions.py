@@ -135,7 +135,7 @@ def decisions(
     status: Annotated[StatusChoice | None, typer.Option("--status", help="Only those that ended so.")] = None,
     tier: Annotated[str | None, typer.Option("--tier", help="Only those answered by this tier.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only those answered by this model.")] = None,
-    since: Annotated[str | None, typer.Option("--since", help="30m, 12h, 7d, or 2026-11-30[T12:00].")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="30m, 12h, 7d, 2026-11-30, or 2026-11-30T12:00.")] = None,
     tail: Annotated[bool, typer.Option("--tail", "-f", help="Go on with new ones until Ctrl-C.")] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write all that match to this JSONL file, oldest first.")

@@ -65,7 +65,7 @@ def index(
         int, typer.Option("--max-bytes", min=1, help="Larger files are listed as failures.")
     ] = 100_000_000,
     max_chars: Annotated[
-        int | None, typer.Option("--max-chars", min=100, help="The longest passage [default: the config's, 1000].")
+        int | None, typer.Option("--max-chars", min=100, help="The longest passage (default: the config's, 1000).")
     ] = None,
     remove: Annotated[
         list[str] | None,
@@ -292,7 +292,7 @@ def search(
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many passages.")] = 5,
     where: WhereOption = None,
     by: Annotated[
-        By | None, typer.Option("--by", help="hybrid, words or vectors [default: hybrid where there are vectors].")
+        By | None, typer.Option("--by", help="hybrid, words or vectors (default: hybrid where there are vectors).")
     ] = None,
     as_json: opt.JsonOption = False,
     config: opt.ConfigOption = None,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Bring vLLM servers up, look at them and stop them.", no_args_is_help=True)
 
-_NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models of the config [default: all of kind vllm].")]
+_NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models of the config (default: all of kind vllm).")]
 _POLL_S = 0.2
 
 

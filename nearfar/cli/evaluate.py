@@ -44,7 +44,7 @@ def evaluate(
         ),
     ] = None,
     train: Annotated[
-        Path | None, typer.Option("--train", help="Fit on this table [default: cross-validation in TABLE].")
+        Path | None, typer.Option("--train", help="Fit on this table (default: cross-validation in TABLE).")
     ] = None,
     value: Annotated[str, typer.Option("--value", help="The column that says how good an answer was.")] = "correct",
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only rows of this `dataset`.")] = None,
@@ -56,7 +56,7 @@ def evaluate(
         typer.Option(
             "--embedder",
             help="static, minilm or none, for routers that embed "
-            "[default: none; for auto on at most 3,000 queries minilm, where it is installed].",
+            "(default: none; for auto on at most 3,000 queries minilm, where it is installed).",
         ),
     ] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=10, help="Of the bootstrap.")] = 300,

@@ -32,10 +32,10 @@ def evaluate_retrieval(
         Path | None, typer.Option("--train", help="Labelled queries to learn from, in the form of queries.jsonl.")
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option("--queries", help="Measure on these [default: FOLDER/queries.jsonl].")
+        Path | None, typer.Option("--queries", help="Measure on these (default: FOLDER/queries.jsonl).")
     ] = None,
     embedder: Annotated[
-        str | None, typer.Option("--embedder", help="minilm or static [default: minilm where it is installed].")
+        str | None, typer.Option("--embedder", help="minilm or static (default: minilm where it is installed).")
     ] = None,
     multi_hop: Annotated[
         bool, typer.Option("--multi-hop", help="Several passages answer a query together: follow bridges.")

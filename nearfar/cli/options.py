@@ -33,7 +33,7 @@ OUTPUT = "Output"
 
 ConfigOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Config file [default: $NEARFAR_CONFIG, ./nearfar.toml, your own]."),
+    typer.Option("--config", "-c", help="Config file (default: $NEARFAR_CONFIG, ./nearfar.toml, your own)."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 ModelOption: TypeAlias = Annotated[

@@ -45,13 +45,13 @@ def quantize(
         str | None,
         typer.Option(
             "--mixes",
-            help="Further precisions: the widths mixed over the layers by what each loses [default: every whole "
-            "number between the widths; needs --calibration].",
+            help="Further precisions: the widths mixed over the layers by what each loses (default: every whole "
+            "number between the widths; needs --calibration).",
         ),
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option("--group-size", min=8, help="Weights that share a scale [default: 128, 64 or 32, what divides]."),
+        typer.Option("--group-size", min=8, help="Weights that share a scale (default: 128, 64 or 32, what divides)."),
     ] = None,
     evaluate: Annotated[
         Path | None,

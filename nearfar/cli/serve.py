@@ -22,7 +22,7 @@ keys_app = typer.Typer(help="Make, list and revoke the gateway's keys.", no_args
 
 
 def serve(
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [default: loopback].")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (default: loopback).")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="0: any free one.")] = None,
     config: opt.ConfigOption = None,
 ) -> int:

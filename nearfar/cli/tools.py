@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Find the tools that a request needs.", no_args_is_help=True)
 
 EmbedderOption: TypeAlias = Annotated[
-    str | None, typer.Option("--embedder", help="minilm or static [default: minilm where it is installed].")
+    str | None, typer.Option("--embedder", help="minilm or static (default: minilm where it is installed).")
 ]
 OwnEmbedderOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--embedder", help="minilm or static [default: the index's own; for a new one minilm where it is installed]."
+        "--embedder", help="minilm or static (default: the index's own; for a new one minilm where it is installed)."
     ),
 ]
 FolderOption: TypeAlias = Annotated[Path, typer.Option("--index", help="The index's folder.")]

@@ -50,7 +50,7 @@ def functional_tokens(
 ) -> int:
     """Train an adapter that makes the embedded model name the worker, and write it for llama.cpp and vLLM.
 
-    A fifth of the queries is held back to measure on. Needs the [train] extra.
+    A fifth of the queries is held back to measure on. Needs the extra "train".
     """
     from nearfar.config import LlamaCppSettings, Settings
     from nearfar.router.functional_tokens.labelled import load_labelled
