@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from nearfar.errors import ConfigError, RequestError, RoutingError, UpstreamError
 from nearfar.models.grammar import Node, Repeated, completed, either, gbnf, sequence
@@ -34,15 +34,21 @@ from nearfar.types import (
 )
 
 from .call_checking import CallChecker
-from .refusals import given
+from .refusals import given, refused_for
 from .types import Observation, Responder
 from .untrusted import disarmed
+
+Way: TypeAlias = Literal["tools", "grammar", "json_schema"]
 
 #: What OpenAI's and Anthropic's APIs take as a tool's name.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]+")
 
 _MAX_CALLS = 8  # that one answer may hold
+
+#: How a tier that is asked by tools is asked where it takes none, in order; and the fields that are then at fault.
+_WAYS: tuple[Way, ...] = ("tools", "grammar", "json_schema")
+_SHAPES = frozenset({"tools", "response_format"})
 
 _NAME = re.compile(r'"name"\s*:\s*"')
 _ARGUMENTS = re.compile(r'\s*,\s*"arguments"\s*:\s*')
@@ -63,16 +69,16 @@ class CallTier:
     Attributes:
         model: a model's or a cascade's name.
         least_score: a call that is less sure goes to the next tier, if there is one; in [0, 1].
-        asks_by: `tools`: as tools, which near models are held to; `json_schema`: as an answer of that shape, for
-            servers that keep shapes and not tools; `grammar`: as an answer in a grammar of ours, for servers that keep
-            grammars (vLLM): it takes no call that does not fit, where a server's own reading of a schema may, and what
-            the token limit cuts off is finished.
+        asks_by: `tools`: as tools, which near models are held to; `grammar`: as an answer in a grammar of ours, for
+            servers that keep grammars (vLLM): it takes no call that does not fit, where a server's own reading of a
+            schema may, and what the token limit cuts off is finished; `json_schema`: as an answer of that shape, for
+            servers that keep shapes alone. A model that takes no tools is asked by grammar, or else by schema.
         plain_names: give tools names that OpenAI's and Anthropic's APIs take, and translate back.
     """
 
     model: str
     least_score: float = 0.0
-    asks_by: Literal["tools", "json_schema", "grammar"] = "tools"
+    asks_by: Way = "tools"
     plain_names: bool = False
 
     def __post_init__(self) -> None:
@@ -194,14 +200,32 @@ class CallWriter:
     async def _by_tier(
         self, tier: CallTier, query: Query, checker: CallChecker, answers: list[Answer]
     ) -> WrittenCalls | str:
-        """What the tier writes, once it is valid; or what is wrong with the last that it wrote."""
+        """What the tier writes, once it is valid; or what is wrong with the last that it wrote.
+
+        A tier that takes no tools is held to the grammar of their calls, or else to their schema.
+        """
+        *first, last = _WAYS if tier.asks_by == "tools" else (tier.asks_by,)
+        for way in first:
+            found = await self._in_this_way(replace(tier, asks_by=way), query, checker, answers)
+            if found is not None:
+                return found
+        found = await self._in_this_way(replace(tier, asks_by=last), query, checker, answers, is_last=True)
+        assert found is not None  # the last way is refused with an error
+        return found
+
+    async def _in_this_way(
+        self, tier: CallTier, query: Query, checker: CallChecker, answers: list[Answer], *, is_last: bool = False
+    ) -> WrittenCalls | str | None:
+        """The same, asked by one way; None: the tier cannot be asked so, and it is not the last."""
         aliases = _aliases(query.tools) if tier.plain_names else {}
         by_alias = {alias: name for name, alias in aliases.items()}
         asked, grammar = _asked(tier, self._forced(query), aliases)
         problem = ""
         for _ in range(1 + self._repairs):
             answer = await self._answer(asked)
-            answers.append(answer)
+            if not is_last and refused_for(answer) & _SHAPES:
+                return None
+            answers.append(given(answer, "write the call"))
             if grammar is not None:
                 answer = _finished(answer, grammar)
             calls, text = _calls(tier, answer, by_alias)
@@ -215,7 +239,7 @@ class CallWriter:
         return problem
 
     async def _answer(self, query: Query) -> Answer:
-        """The model's answer, with log-probabilities where it gives them."""
+        """The model's answer, with log-probabilities where it gives them; or the refusal."""
         try:
             with_logprobs = replace(query, sampling=replace(query.sampling, logprobs=True))
             answer = await self._responder.answer(with_logprobs, door="agent")
@@ -223,14 +247,9 @@ class CallWriter:
             if exc.param not in ("logprobs", "top_logprobs"):
                 raise
             answer = await self._responder.answer(query, door="agent")
-        decision = answer.decision
-        if (
-            decision is not None
-            and decision.status == "refused"
-            and any(candidate.param == "logprobs" for candidate in decision.candidates)
-        ):
+        if "logprobs" in refused_for(answer):
             answer = await self._responder.answer(query, door="agent")
-        return given(answer, "write the call")
+        return answer
 
     def _judged(
         self, tier: CallTier, query: Query, answer: Answer, calls: tuple[ToolCall, ...], text: str

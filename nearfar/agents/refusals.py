@@ -6,6 +6,14 @@ from nearfar.errors import BudgetExceeded, RoutingError
 from nearfar.types import Answer
 
 
+def refused_for(answer: Answer) -> frozenset[str]:
+    """The query's fields for which models were ruled out, where none may take it; empty where one answered."""
+    decision = answer.decision
+    if decision is None or decision.status != "refused":
+        return frozenset()
+    return frozenset(candidate.param for candidate in decision.candidates if candidate.param)
+
+
 def given(answer: Answer, what: str) -> Answer:
     """The answer, if any model was allowed to give one.
 

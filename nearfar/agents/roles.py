@@ -26,11 +26,11 @@ from nearfar.types import (
     Usage,
 )
 
-from .refusals import given
+from .refusals import given, refused_for
 from .types import Decided, Responder, Wrote
 
 #: What a model may not be able to give, and a role can do without.
-_SHAPES = ("logprobs", "response_format")
+_SHAPES = frozenset({"logprobs", "response_format"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +160,7 @@ async def _one(responder: Responder, role: Role, ask: Ask, number: int) -> Answe
         if exc.param not in _SHAPES:
             raise
     else:
-        decision = answer.decision
-        is_refused = decision is not None and decision.status == "refused"
-        if not (is_refused and decision and any(candidate.param in _SHAPES for candidate in decision.candidates)):
+        if not refused_for(answer) & _SHAPES:
             return given(answer, "take it")
     free = replace(ask, response_format=None)
     return given(await responder.answer(query_of(role, free, number), door="agent"), "take it")

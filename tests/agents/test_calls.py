@@ -14,12 +14,24 @@ from support.weights import smollm2_path
 
 from nearfar.agents.call_checking import CallChecker
 from nearfar.agents.calls import CallTier, CallWriter, call_signals, calls_grammar, calls_schema
-from nearfar.errors import ConfigError, UpstreamUnavailable
+from nearfar.errors import ConfigError, RoutingError, UpstreamUnavailable
 from nearfar.models.grammar import sampled
 from nearfar.models.llama_cpp import LlamaCppModel
 from nearfar.router.router import Router
 from nearfar.testing import ScriptedModel
-from nearfar.types import Answer, Chunk, Filter, Hit, NamedTool, Query, TokenLogprob, ToolCall, ToolSpec
+from nearfar.types import (
+    FREE,
+    Answer,
+    Chunk,
+    Filter,
+    Hit,
+    ModelCard,
+    NamedTool,
+    Query,
+    TokenLogprob,
+    ToolCall,
+    ToolSpec,
+)
 
 WEATHER = ToolSpec(
     "weather.now",
@@ -185,6 +197,28 @@ async def test_a_server_that_keeps_grammars_is_held_to_ours(seed: int, cut: floa
     assert [CallChecker(ASKED.tools).problem(call) for call in found.calls] == [None] * len(found.calls)
     assert len(found.calls) >= least
     assert text == whole or found.score == 0
+
+
+@pytest.mark.parametrize(("can", "kind"), [("supports_grammar", "grammar"), ("supports_json_schema", "json_schema")])
+async def test_a_model_that_takes_no_tools_is_held_to_their_calls(can: str, kind: str) -> None:
+    """By grammar where it keeps one, else by schema; log-probabilities are left out where it gives none."""
+    text = '{"calls": [{"name": "clock", "arguments": {}}]}'
+    model = ScriptedModel([text], name="near", card=ModelCard("near", "near", price=FREE, **{can: True}))
+
+    found = await CallWriter(Router({}, {"near": model}), ["near"]).write(ASKED)
+
+    assert [call.name for call in found.calls] == ["clock"]
+    assert [(query.response_format.kind, query.tools) for query in model.queries] == [(kind, ())]
+    assert len(found.answers) == 1
+
+
+async def test_a_model_that_can_be_held_to_nothing_may_not_write_calls() -> None:
+    """It is said as an error, with the reason."""
+    model = ScriptedModel(["?"], name="near", card=ModelCard("near", "near", price=FREE))
+
+    with pytest.raises(RoutingError, match="JSON schema"):
+        await CallWriter(Router({}, {"near": model}), ["near"]).write(ASKED)
+    assert model.queries == []
 
 
 async def test_a_server_that_keeps_no_grammar_is_found_out() -> None:
