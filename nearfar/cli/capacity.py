@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nearfar.errors import DataError
+from nearfar.errors import DataError, RequestError
 
 from . import options as opt
 from .console import escape, remark, seconds, table, usd, waiting, write_json
@@ -32,6 +33,15 @@ def plan_capacity(
     as_json: opt.JsonOption = False,
 ) -> int:
     """Find the cheapest mix of machines for a load and a latency target, and simulate it."""
+    for option, value, end in (
+        ("--rate", rate, math.inf),
+        ("--ttft-s", ttft_s, math.inf),
+        ("--tpot-ms", tpot_ms, math.inf),
+        ("--quantile", quantile, 1.0),
+    ):
+        if not 0 < value < end:
+            below = "" if end == math.inf else f" and below {end:g}"
+            raise RequestError(f"{option} is {value:g}; give a number above 0{below}.", param=option)
     from nearfar.serving.capacity.machines import Target, read_machines
     from nearfar.serving.capacity.planner import plan_capacity as plan
     from nearfar.serving.capacity.workload import read_lengths

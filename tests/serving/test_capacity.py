@@ -167,6 +167,23 @@ def test_the_command_plans_from_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--rate", "0", "--rate is 0; give a number above 0"),
+        ("--rate", "inf", "--rate is inf"),
+        ("--tpot-ms", "nan", "--tpot-ms is nan"),
+        ("--quantile", "1", "above 0 and below 1"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(tmp_path, capsys, option, value, says):
+    """By its name, before a file is read."""
+    code = run(["plan-capacity", "none.csv", "--rate", "2", "--machines", "none.toml", option, value])
+
+    assert code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ("usd_per_hour = 0.7", "", "lacks 'usd_per_hour'"),

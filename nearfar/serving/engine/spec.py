@@ -271,6 +271,8 @@ class EngineSpec:
             raise ConfigError(f"{place} {self.model!r} holds nested weights. Set widths to the bits to read: {stored}.")
         if missing := [width for width in self.widths if width not in offered]:
             raise ConfigError(f"{place} widths has {missing[0]}, and {self.model!r} was stored for {stored}.")
+        if self.draft is not None:
+            raise ConfigError(f"{place} Nested weights run without a draft model. Remove draft.")
         try:
             check_shapes(config, tensor_shapes(folder))
         except DataError as exc:

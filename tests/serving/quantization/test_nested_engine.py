@@ -68,6 +68,12 @@ def test_widths_that_were_stored_pass(tmp_path):
     EngineSpec("tiny", str(whole(tmp_path / "m")), widths=(3, 8)).check()
 
 
+def test_a_draft_model_beside_nested_weights_is_refused(tmp_path):
+    """vLLM runs no logits processor with one, and every row would be read at the widest width."""
+    with pytest.raises(ConfigError, match="without a draft model"):
+        EngineSpec("tiny", str(whole(tmp_path / "m")), widths=(8,), draft="small").check()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
