@@ -91,6 +91,7 @@ def test_a_run_waits_for_a_person_and_goes_on(shell: Shell) -> None:
     assert "agent approve one" in ran.stderr
     assert (listed["run_id"], listed["status"]) == ("one", "awaiting_approval")
     assert "waits for a person" in shown.stdout
+    assert "planner: 3 model calls" in shown.stdout
     assert approved.returncode == 0, approved.stderr
     assert (resumed.returncode, resumed.stdout) == (0, "Sent.\n")
     assert (shell.folder / "sent").read_text() == "Ada"

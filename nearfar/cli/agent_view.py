@@ -37,6 +37,10 @@ def print_run(
         f"{used.model_calls} model calls, {used.tool_calls} tool calls, {used.tokens:,} tokens, {usd(used.cost_usd)}"
     )
     console.print(f"[{_COLOURS.get(status, 'yellow')}]{status}{reason}[/] [dim]{facts}[/]", soft_wrap=True)
+    for role in dict.fromkeys(each["role"] for each in state.get("trace", []) if each["event"] == "decided"):
+        own = spent(state.get("trace", []), role)
+        told = f"{own.model_calls} model calls, {own.tokens:,} tokens, {usd(own.cost_usd)}"
+        console.print(f"[dim]{escape(role)}: {told}[/]", soft_wrap=True)
     console.print(f"[dim]task[/]   {escape(one_line(record.task.text, 400))}", soft_wrap=True)
     if state.get("text"):
         console.print(f"[dim]answer[/] {escape(one_line(state['text'], 400))}", soft_wrap=True)
