@@ -18,7 +18,11 @@ def quantization_documents() -> Iterator[tuple[Path, str]]:
     before, rest = path.read_text().split(BEGIN, 1)
     parts = [
         make(json.loads((RESULTS / f"{name}.json").read_text()))
-        for name, make in (("quantization", _quality), ("nested_serving", _serving))
+        for name, make in (
+            ("quantization", _quality),
+            ("cpu_int8_activations", _activations),
+            ("nested_serving", _serving),
+        )
         if (RESULTS / f"{name}.json").exists()
     ]
     yield path, f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{rest.split(END, 1)[1]}"
@@ -59,7 +63,7 @@ def _quality(result: dict[str, Any]) -> str:
     for width, row in result["nested_perplexity_over"].items():
         pairs = [row.get(f"over_{other}", {}).get("all") for other in ("dedicated", "nearest")]
         shown = [
-            f"{cell['ratio']:.3g} [{cell['interval'][0]:.3g}, {cell['interval'][1]:.3g}]" if cell else "not measured"
+            f"{_ratio(cell['ratio'])} [{', '.join(map(_ratio, cell['interval']))}]" if cell else "not measured"
             for cell in pairs
         ]
         lines.append(f"| {width} | " + " | ".join(shown) + " |")
@@ -70,6 +74,27 @@ def _quality(result: dict[str, Any]) -> str:
         f"takes {memory['model_bytes'] / 1e6:.0f} MB; the original {memory['original_bytes'] / 1e6:.0f} MB."
     )
     lines += ["", bytes_said]
+    return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _activations(result: dict[str, Any]) -> str:
+    lines = [
+        (
+            "All of the above with activations in float32. The kernel for CPUs rounds a layer's inputs to int8; "
+            f"perplexity with it, on {result['pieces']} pieces of {result['tokens']} tokens of the questions and "
+            "the speech, over that without, and how often the likeliest next token is the same:"
+        ),
+        "",
+        "| bits | with int8 activations over float32 | same next token |",
+        "|---|---|---:|",
+    ]
+    for width, row in result["widths"].items():
+        low, high = row["interval"]
+        lines.append(f"| {width} | {row['ratio']:.3f} [{low:.3f}, {high:.3f}] | {row['agreement']:.0%} |")
     return "\n".join(lines)
 
 
