@@ -49,6 +49,7 @@ from nearfar.router.routing_evaluation import (
     oracle_scores,
     routing_metrics,
 )
+from nearfar.router.routing_report import load_also
 from nearfar.router.routing_table import ANSWER_TEXT, RoutedQuery, load_routed, signal_names
 from nearfar.types import Embedder
 
@@ -61,6 +62,10 @@ MMLU_PRO = (
     "Meta-Llama-3.1-405B-Instruct-Turbo",
     ("logit_ppl_conf", "verbal_conf", "tokens_out"),
 )
+#: Which other table tells what is hard in a cascade's.
+OTHERS = {LLAMA[0]: "routellm_mmlu"}
+#: From this cosine of their words on, two texts are one question to the benchmark.
+NEAR_DUPLICATE = 0.8
 #: After the near answer of GSM8K, which has no log-probabilities, its text is all that tells.
 GSM8K_ANSWERS = ("routellm_gsm8k", MIXTRAL, GPT4, (ANSWER_TEXT,))
 NUM_FOLDS = 5
@@ -294,9 +299,17 @@ def cascade(
         scores[f"{name} alone"] = [-each.signals.get(name, math.nan) for each in examples]
     against = f"{signals[0]} alone" if ANSWER_TEXT not in columns else "auto (text alone)"
     made = {"auto (text alone)": make("auto"), "hybrid": make("hybrid", signals=signals)}
+    embedders: dict[str, Embedder | None] = {"": None}
     minilm = keeper.minilm()
     if minilm is not None and texts is None:
         made["hybrid (MiniLM)"] = make("hybrid", signals=signals, embedder=minilm)
+        embedders[" (MiniLM)"] = minilm
+    if table in OTHERS:
+        [others] = load_also([DATA / "router" / f"{OTHERS[table]}.parquet"], rows, value="correct")
+        others = apart(others, examples)
+        for shown, embedder in embedders.items():
+            name = f"hybrid --also {OTHERS[table]}{shown}"
+            made[name] = make("hybrid", signals=signals, embedder=embedder, also=[others])
     for name, router in made.items():
         scores[name] = keeper.out_of_fold(table, name, router, examples)
     return {
@@ -308,6 +321,19 @@ def cascade(
         "against": against,
         "rows": summary(scores, examples, against, resamples),
     }
+
+
+def apart(others: Sequence[RoutingExample], examples: Sequence[RoutingExample]) -> list[RoutingExample]:
+    """The others that are no near duplicate of an example."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True)
+    mine, theirs = vectorizer.fit_transform(examples), vectorizer.transform(others)
+    found = []
+    for start in range(0, len(others), 500):
+        closest = (theirs[start : start + 500] @ mine.T).max(axis=1).toarray().ravel()
+        found += [others[start + i] for i in np.flatnonzero(closest < NEAR_DUPLICATE)]
+    return found
 
 
 # --- AdaptiveLog -----------------------------------------------------------------------------------------------------

@@ -190,3 +190,22 @@ def test_an_answers_text_judges_it(tmp_path):
     assert json.loads(out)["apgr"] > 0.8
     assert refused[0] != 0
     assert "needs a --router" in refused[2]
+
+
+def test_other_tables_are_learned_from(table, tmp_path):
+    """`--also` takes any models' outcomes on other questions, and says so where all its questions are the table's."""
+    others = tmp_path / "others.jsonl"
+    with others.open("w") as file:
+        for i in range(60):
+            text = f"{'prove the lemma' if i % 3 == 0 else 'name the river'} {i} {'abcdef'[i % 6] * 3}"
+            file.write(json.dumps({"query_id": i, "query": text, "model": "third", "correct": int(i % 3 > 0)}) + "\n")
+    judged = (table, *MODELS, "--router", "hybrid", "--signal", "sure", "--json")
+
+    plain, told = nearfar(*judged), nearfar(*judged, "--also", others)
+    code, out, err = nearfar(*judged, "--also", table)
+
+    assert (plain[0], told[0], told[2]) == (0, 0, "")
+    assert json.loads(told[1])["apgr"] != json.loads(plain[1])["apgr"]
+    assert code != 0
+    assert out == ""
+    assert "0 queries of another table are left" in err

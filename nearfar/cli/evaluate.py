@@ -15,7 +15,9 @@ from .console import remark, stdout, table, waiting, write_json
 from .run import DONE
 
 if TYPE_CHECKING:
-    from nearfar.router.predictive import PredictiveRouter
+    from collections.abc import Sequence
+
+    from nearfar.router.predictive import PredictiveRouter, RoutingExample
     from nearfar.router.routing_report import Figures, RoutingReport, Scored
     from nearfar.types import Embedder
 
@@ -46,6 +48,14 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option("--train", help="Fit on this table (default: cross-validation in TABLE).")
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--also",
+            help="Outcomes of any models on other queries, which tell hybrid what is hard (repeatable); questions of "
+            "TABLE are left out.",
+        ),
+    ] = None,
     value: Annotated[str, typer.Option("--value", help="The column that says how good an answer was.")] = "correct",
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only rows of this `dataset`.")] = None,
     questions: Annotated[
@@ -74,7 +84,7 @@ def evaluate(
     APGR is the share of the gap between the models that is recovered, averaged over all shares of strong calls; a
     random choice has 0.5.
     """
-    from nearfar.router.routing_report import load_with_texts, report
+    from nearfar.router.routing_report import load_also, load_with_texts, report
     from nearfar.router.routing_table import ANSWER_TEXT
 
     signals = tuple(signal or ())
@@ -85,8 +95,8 @@ def evaluate(
             f"{ANSWER_TEXT} is many signals of an answer and its question: it needs a --router, and the texts in the "
             "table's own column 'query'."
         )
-    if router is None and (train or save):
-        raise ConfigError("A signal is measured as it is; --train and --save need a --router.")
+    if router is None and (train or save or also):
+        raise ConfigError("A signal is measured as it is; --train, --also and --save need a --router.")
 
     def load(path: Path) -> Any:
         return load_with_texts(
@@ -98,7 +108,8 @@ def evaluate(
     num_queries = len(rows) + len(train_rows or ())
     found_embedder = _embedder(embedder or _default_embedder(router, num_queries))
     with waiting("fitting and measuring"):
-        scored, fitted = _scored(rows, train_rows, router, signals, found_embedder)
+        others = load_also(also or (), rows, value=value)
+        scored, fitted = _scored(rows, train_rows, router, signals, found_embedder, others)
         measured = report(scored, table=source.name, weak=weak, strong=strong, resamples=resamples)
     if scores:
         _write_scores(scores, scored)
@@ -133,7 +144,12 @@ def _embedder(name: str) -> Embedder | None:
 
 
 def _scored(
-    rows: Any, train: Any, router: str | None, signals: tuple[str, ...], embedder: Embedder | None
+    rows: Any,
+    train: Any,
+    router: str | None,
+    signals: tuple[str, ...],
+    embedder: Embedder | None,
+    also: Sequence[Sequence[RoutingExample]],
 ) -> tuple[Scored, PredictiveRouter | None]:
     from nearfar.router.predictive import make
     from nearfar.router.routing_report import score_by_router, score_by_signal
@@ -141,7 +157,7 @@ def _scored(
 
     if router is None:
         return score_by_signal(rows, signals[0]), None
-    made = make(router, embedder=embedder, signals=signal_names(signals, rows if train is None else train))
+    made = make(router, embedder=embedder, signals=signal_names(signals, rows if train is None else train), also=also)
     scored = score_by_router(rows, made, train=train)
     if embedder is not None and made.is_embedding_based:
         scored = replace(scored, how=f"{scored.how}, texts embedded by {embedder.name}")

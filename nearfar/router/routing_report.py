@@ -28,7 +28,7 @@ from .routing_evaluation import (
     routing_curve,
     routing_metrics,
 )
-from .routing_table import RoutedQuery, load_routed
+from .routing_table import RoutedQuery, load_others, load_routed
 
 NUM_FOLDS = 5
 
@@ -258,6 +258,13 @@ def load_with_texts(
         for row in read_rows(Path(questions), columns=("query_id", "query"))
     }
     return [replace(row, text=texts.get(row.query_id, row.text)) for row in rows]
+
+
+def load_also(paths: Sequence[Path], rows: Sequence[RoutedQuery], *, value: str) -> list[list[RoutingExample]]:
+    """Other tables as `make` takes them, see `load_others`, without the questions of `rows`, which are measured."""
+    measured = {question_key(row.text) for row in rows}
+    tables = [as_examples(load_others(path, value=value)) for path in paths]
+    return [[each for each in table if question_key(each.text) not in measured] for table in tables]
 
 
 def _costs(rows: Sequence[RoutedQuery]) -> tuple[list[float], list[float], str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeAlias
 
 from nearfar.errors import ConfigError, DataError
@@ -145,6 +146,48 @@ def load_routed(
         )
     if not found:
         raise DataError(f"{str(path)!r} has no query with a {value!r} of both {weak!r} and {strong!r}.", path=str(path))
+    return found
+
+
+def load_others(path: str | Path, *, value: str = "correct") -> list[RoutedQuery]:
+    """What a table's models make of its queries, in two: the less accurate half as `weak`, the other as `strong`.
+
+    A middle model counts in both halves, and so does an only one. Queries that a half has no answer to are left out.
+
+    Args:
+        path: as for `load_routed`, with `query`.
+        value: the column that says how good an answer was.
+
+    Raises:
+        ConfigError: no such file.
+        DataError: a column is missing, a cell is no number, or no query has a text and both halves.
+    """
+    path = Path(path)
+    means: dict[str, dict[_Key, _Mean]] = {}
+    texts: dict[_Key, str] = {}
+    for number, row in enumerate(read_rows(path, columns={"dataset", "query_id", "query", "model", value}), start=1):
+        if number == 1:
+            _require_columns(row, ("query_id", "query", "model", value), path)
+        key = (str(row.get("dataset") or ""), str(row["query_id"]))
+        if row["query"]:
+            texts.setdefault(key, row["query"])
+            means.setdefault(str(row["model"]), {}).setdefault(key, _Mean({}, {})).add(
+                value, _number(row, value, key, path)
+            )
+    known = {
+        model: {key: cell for key, mean in each.items() if (cell := mean.get(value)) is not None}
+        for model, each in means.items()
+    }
+    order = sorted(filter(known.get, known), key=lambda model: (fmean(known[model].values()), model))
+    half = (len(order) + 1) // 2
+    found = []
+    for key, text in texts.items():
+        weak = [known[model][key] for model in order[:half] if key in known[model]]
+        strong = [known[model][key] for model in order[len(order) - half :] if key in known[model]]
+        if weak and strong:
+            found.append(RoutedQuery(*key, text, fmean(weak), fmean(strong)))
+    if not found:
+        raise DataError(f"{str(path)!r} has no query with a text and a {value!r}.", path=str(path))
     return found
 
 

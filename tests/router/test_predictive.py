@@ -99,6 +99,41 @@ def test_a_hybrid_beats_its_signal_and_its_text():
     assert joined > apgr(make("auto").fit(train).predict(test), test)
 
 
+def test_other_tables_tell_a_hybrid_what_is_hard(tmp_path):
+    """Where words are many and labels few, other models' outcomes on other queries help, and a file keeps that."""
+
+    def asked(n, seed):
+        draw, found = random.Random(seed), []
+        for i in range(n):
+            word = draw.randrange(150)  # the odd ones are hard for any model but the strong one
+            weak = float(draw.random() < (0.2 if word % 2 else 0.9))
+            text = f"What of {'abcdefghijklmno'[word // 10] * 2}{'pqrstuvwxy'[word % 10] * 2} in part {seed} of {i}?"
+            found.append(RoutingExample(text, {"confidence": draw.random() + 0.3 * weak}, weak, 1.0))
+        return found
+
+    train, test, others = asked(100, 1), asked(400, 2), asked(1000, 3)
+    router = make("hybrid", signals=["confidence"], also=[others]).fit(train)
+    alone = make("hybrid", signals=["confidence"]).fit(train)
+    save(router, tmp_path / "a.router", weak="small", strong="large", examples=train)
+
+    assert apgr(router.predict(test), test) > apgr(alone.predict(test), test) + 0.05
+    assert load(tmp_path / "a.router")[0].predict(test) == pytest.approx(router.predict(test), abs=1e-4)
+
+
+def test_labelled_questions_of_other_tables_are_left_out():
+    """What other models made of a labelled question says nothing of unseen ones: it is not learned from."""
+    train, test = queries(60, seed=5), queries(100, seed=6)
+    others = queries(400, seed=7)
+    same = [replace(each, weak=1 - each.weak, strong=1 - each.strong) for each in train]
+
+    def told(also):
+        return make("hybrid", signals=["confidence"], also=[also]).fit(train).predict(test)
+
+    assert told([*others, *same]) == told(others)
+    with pytest.raises(DataError, match="0 queries of another table are left"):
+        told(same)
+
+
 def test_a_missing_signal_is_no_confidence_of_zero():
     """A query without the signal is scored by its text, between the surest and the least sure."""
     router = make("hybrid", signals=["confidence"]).fit(queries(600))
@@ -210,6 +245,8 @@ def test_names_and_needs_are_checked():
         make("hybrid")
     with pytest.raises(ConfigError, match="reads the text alone"):
         make("forest", signals=["confidence"])
+    with pytest.raises(ConfigError, match="--also"):
+        make("auto", also=[queries(40)])
 
 
 def test_a_question_is_in_one_fold():

@@ -8,8 +8,8 @@ import pytest
 from nearfar.errors import ConfigError, DataError
 from nearfar.router.answer_text import ANSWER_TEXT_SIGNALS
 from nearfar.router.predictive import make
-from nearfar.router.routing_report import load_with_texts, report, score_by_router, score_by_signal
-from nearfar.router.routing_table import ANSWER_TEXT, load_routed, signal_names
+from nearfar.router.routing_report import load_also, load_with_texts, report, score_by_router, score_by_signal
+from nearfar.router.routing_table import ANSWER_TEXT, load_others, load_routed, signal_names
 
 pytest.importorskip("sklearn", reason="routers are fitted with scikit-learn")
 
@@ -164,3 +164,36 @@ def test_texts_come_from_a_second_table(tmp_path):
     assert load_with_texts(path, **options, questions=texts)[3].text == "text 3"
     with pytest.raises(DataError, match="--questions"):
         score_by_router(load_with_texts(path, **options, questions=None), make("auto"))
+
+
+def test_other_models_count_in_two_halves(tmp_path):
+    """The less accurate half of a table's models stands for the weak one, the other for the strong one."""
+    right = {"poor": (0, 0, 0), "fair": (1, 0, 0), "good": (1, 1, 0), "best": (1, 1, 1)}
+    rows = [
+        row(f"q{i}", model, cell, query=f"What is {i}?")
+        for model, cells in right.items()
+        for i, cell in enumerate(cells)
+    ]
+    table = write(tmp_path / "others.jsonl", [*rows, row("q3", "best", 1, query="What is 3?")])
+
+    found = load_others(table)
+
+    assert [(each.weak, each.strong) for each in found] == [(0.5, 1.0), (0.0, 1.0), (0.0, 0.5)]
+    assert [each.text for each in found] == ["What is 0?", "What is 1?", "What is 2?"]
+
+
+def test_measured_questions_are_left_out_of_other_tables(tmp_path):
+    """The same question in other words of its options, or in another case, is not learned from."""
+    rows = [row(f"q{i}", "other", 1, query=f"WHAT is {i}?\nA. x\nB. y") for i in range(4)]
+    table = write(tmp_path / "others.jsonl", rows)
+    [measured] = load_others(write(tmp_path / "asked.jsonl", [row("a", "near", 0, query="What is 2?")]))
+
+    [kept] = load_also([table], [measured], value="correct")
+
+    assert [each.text[:10] for each in kept] == ["WHAT is 0?", "WHAT is 1?", "WHAT is 3?"]
+
+
+def test_a_table_without_texts_tells_nothing_of_others(tmp_path):
+    """The table is named."""
+    with pytest.raises(DataError, match=r"others\.jsonl' has no query with a text and a 'correct'"):
+        load_others(write(tmp_path / "others.jsonl", [row("q", "near", 1, query=None)]))

@@ -34,13 +34,20 @@ ROUTERS = {
 __all__ = ["ROUTERS", "PredictiveRouter", "RoutingExample", "RoutingQuery", "make"]
 
 
-def make(name: str, *, embedder: Embedder | None = None, signals: Sequence[str] = ()) -> PredictiveRouter:
+def make(
+    name: str,
+    *,
+    embedder: Embedder | None = None,
+    signals: Sequence[str] = (),
+    also: Sequence[Sequence[RoutingExample]] = (),
+) -> PredictiveRouter:
     """An unfitted router by its name.
 
     Args:
         name: one of `ROUTERS`.
         embedder: for the routers that embed the text.
         signals: the near answer's signals that it may read; without any, the text alone decides.
+        also: tables of other models' qualities on other queries, for `hybrid`.
 
     Raises:
         ConfigError: no such router, or what it needs was not given.
@@ -57,7 +64,11 @@ def make(name: str, *, embedder: Embedder | None = None, signals: Sequence[str] 
     if name == "hybrid" and not signals:
         raise ConfigError("The router 'hybrid' judges a near answer by its signals. Name at least one: --signal COLUMN")
     if signals and name in ("auto", "hybrid"):
-        return Hybrid(signals, embedder)
+        return Hybrid(signals, embedder, also=also)
+    if also:
+        raise ConfigError(
+            f"The router {name!r} learns from one table. With --also take 'hybrid' and a --signal COLUMN."
+        )
     if signals:
         raise ConfigError(f"The router {name!r} reads the text alone. For signals take 'auto' or 'hybrid'.")
     if name == "auto":

@@ -12,10 +12,10 @@ from nearfar.types import Embedder
 
 from .blend import out_of_fold
 from .dense import GainRidge
-from .fitting import gains, require_sklearn
+from .fitting import MIN_EXAMPLES, gains, require_sklearn
 from .ngrams import NgramRidge
 from .protocol import PredictiveRouter
-from .queries import RoutingExample, RoutingQuery
+from .queries import RoutingExample, RoutingQuery, question_key
 
 #: Folds inside the training data in which the text's predictions are made.
 _NUM_INNER_FOLDS = 4
@@ -25,16 +25,18 @@ _NUM_KNOTS = 65
 
 
 class Hybrid:
-    """Expected gain from the near answer's signals, four predictions from the text, and their products.
+    """Expected gain from the near answer's signals, what the text says of either model, and their products.
 
     Where the near answer is unsure, what counts is whether the strong model would do better, which the text tells;
     where it is sure, the text counts little: hence the products. A signal is read as its rank among the training
-    answers, so that its units do not matter. The predictions are the qualities of the weak and of the strong model,
-    each by `NgramRidge` and by `GainRidge`, out of fold in training.
+    answers, so that its units do not matter. The text's predictions are the qualities of the weak and of the strong
+    model, each by `NgramRidge` and by `GainRidge`, out of fold in training, and likewise those of `also`'s models.
 
     Args:
         signals: names of the near answer's signals; a query may lack some of them.
         embedder: of the text, for `GainRidge`; None: it reads the text's form alone.
+        also: tables of other models' qualities on other queries, which tell what is hard; a question that the
+            labelled queries have too is left out.
         penalty: of the squared weights, for features of unit variance; from 30 to 300 all are as good on
             `mmlu_llama3_cascade` (benchmarks/routing.py).
     """
@@ -42,8 +44,16 @@ class Hybrid:
     kind = "hybrid"
     reads_signals = True
 
-    def __init__(self, signals: Sequence[str], embedder: Embedder | None = None, *, penalty: float = 100.0) -> None:
+    def __init__(
+        self,
+        signals: Sequence[str],
+        embedder: Embedder | None = None,
+        *,
+        also: Sequence[Sequence[RoutingExample]] = (),
+        penalty: float = 100.0,
+    ) -> None:
         self.signals = tuple(signals)
+        self.also = tuple(also)
         self.is_embedding_based = embedder is not None
         self.penalty = penalty
         self._embedder = embedder
@@ -62,17 +72,23 @@ class Hybrid:
 
         targets = gains(examples)
         self._knots = np.array([_knots(name, examples) for name in self.signals])
-        # The quality of one model is its gain over a model that is always wrong.
-        weak = [RoutingExample(each.text, strong=each.weak) for each in examples]
-        strong = [RoutingExample(each.text, strong=each.strong) for each in examples]
         self._texts, predicted = [], []
-        for alone in (weak, strong):
-            if len({each.strong for each in alone}) == 1:  # always right, or never: the text tells nothing
-                continue
-            routers: list[PredictiveRouter] = [NgramRidge(), GainRidge(self._embedder)]
-            for router in routers:
+        for alone in _qualities(examples):
+            for router in self._pair():
                 predicted.append(out_of_fold(router, alone, _NUM_INNER_FOLDS, seed=1))
                 self._texts.append(router.fit(alone))
+        asked = {question_key(each.text) for each in examples}
+        for table in self.also:
+            others = [each for each in table if question_key(each.text) not in asked]
+            if len(others) < MIN_EXAMPLES:
+                raise DataError(
+                    f"{len(others)} queries of another table are left without the labelled questions, and "
+                    f"{MIN_EXAMPLES} are needed. Leave that table out."
+                )
+            for alone in _qualities(others):
+                for router in self._pair():
+                    self._texts.append(router.fit(alone))
+                    predicted.append(router.predict(examples))
         raw = self._raw(examples, predicted)
         self._means, scales = raw.mean(axis=0), raw.std(axis=0)
         scales[scales < 1e-9] = 1.0
@@ -80,6 +96,9 @@ class Hybrid:
         ridge = Ridge(alpha=self.penalty).fit((raw - self._means) / scales, targets)
         self._weights, self._intercept = ridge.coef_, float(ridge.intercept_)
         return self
+
+    def _pair(self) -> tuple[PredictiveRouter, PredictiveRouter]:
+        return NgramRidge(), GainRidge(self._embedder)
 
     def predict(self, queries: Sequence[RoutingQuery]) -> list[float]:
         """Expected gain of each query."""
@@ -119,13 +138,24 @@ class Hybrid:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], embedder: Embedder | None) -> Self:
-        """The router that `state` describes."""
+        """The router that `state` describes; to fit it anew it lacks `also`."""
         router = cls(state["signals"], embedder, penalty=state["penalty"])
         for words, form in zip(state["texts"][::2], state["texts"][1::2], strict=True):
             router._texts += [NgramRidge.from_state(words), GainRidge.from_state(form, embedder)]
         router._knots, router._means, router._scales = state["knots"], state["means"], state["scales"]
         router._weights, router._intercept = state["weights"], state["intercept"]
         return router
+
+
+def _qualities(examples: Sequence[RoutingExample]) -> list[list[RoutingExample]]:
+    """The quality of either model as its gain over one that is always wrong, of those whose quality varies.
+
+    A model that is always right, or never, leaves nothing for the text to tell; two that never differ are one.
+    """
+    weak = [RoutingExample(each.text, strong=each.weak) for each in examples]
+    strong = [RoutingExample(each.text, strong=each.strong) for each in examples]
+    found = [weak, strong] if any(each.gain for each in examples) else [strong]
+    return [alone for alone in found if len({each.strong for each in alone}) > 1]
 
 
 def _knots(name: str, examples: Sequence[RoutingExample]) -> Any:
