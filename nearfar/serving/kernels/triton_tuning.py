@@ -6,6 +6,7 @@ A file of timings names the kernels' version, Triton's and the GPU; one that nam
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -25,8 +26,9 @@ Timer = Callable[[Callable[[], object]], float]
 
 
 def default_folder() -> Path:
-    """Where timings are kept."""
-    return Path.home() / ".cache" / "nearfar" / "kernels"
+    """Where timings are kept: the user's cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "nearfar" / "kernels"
 
 
 def gpu_name(device: torch.device) -> str:

@@ -190,6 +190,14 @@ def test_a_combination_that_was_not_tried_is_refused_at_start(folder, arguments,
         vllm.LLM(str(folder), **(STARTED | {"enable_prefix_caching": False} | arguments))
 
 
+def test_a_vllm_of_another_version_is_refused_at_start(folder, monkeypatch):
+    """With the version that was tested; what it changed may read rows at the wrong width."""
+    monkeypatch.setattr(vllm, "__version__", "0.99.1")
+
+    with pytest.raises(Exception, match=r"tested with vLLM 0\.32, and this is 0\.99\.1\. Install that"):
+        vllm.LLM(str(folder), **STARTED, enable_prefix_caching=False)
+
+
 def test_a_damaged_model_is_refused_at_start(folder, tmp_path):
     """Scales that are not finite, before a request is taken."""
     for path in folder.iterdir():
