@@ -292,7 +292,7 @@ class _Run:
             loss.backward()
             self.torch.nn.utils.clip_grad_norm_(network.trainable(), 1.0)
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if self.progress is not None:
                 self.progress(name, done + 1, len(order), losses[-1])
             is_over = self.ends is not None and time.perf_counter() >= self.ends
@@ -367,7 +367,7 @@ class _Run:
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return None
-        state = self.torch.load(path, weights_only=True)
+        state = self.torch.load(path, weights_only=True, map_location="cpu")
         if state["fingerprint"] != self.fingerprint:
             raise ConfigError(f"{str(path)!r} was made with other data or settings; remove it, or name another folder.")
         for kept in state["stages"]:
@@ -376,7 +376,7 @@ class _Run:
         self.untrained, self.backbone = state["untrained"], state["backbone"]
         states = self.out / "states.pt"
         if states.is_file():
-            self.states, self.held_states = self.torch.load(states, weights_only=True)
+            self.states, self.held_states = self.torch.load(states, weights_only=True, map_location="cpu")
         current: dict[str, Any] | None = state["current"]
         if current is not None:
             self.network.restore(current["parameters"])

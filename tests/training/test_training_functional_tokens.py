@@ -23,7 +23,7 @@ for _package in ("transformers", "peft", "gguf"):
     pytest.importorskip(_package, reason="needs the [train] extra")
 
 GRAPH = WorkerGraph((Worker("code", "programs", "A"), Worker("math", "sums", "B")), "code")
-RECIPE = Recipe(rank=4, alpha=8.0, layers=1, epochs=2, batch_size=8, learning_rate=3e-3)
+RECIPE = Recipe(rank=4, alpha=8.0, layers=1, epochs=2, batch_size=2, learning_rate=1e-2)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
