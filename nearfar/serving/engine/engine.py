@@ -311,7 +311,9 @@ class Engine:
         if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
             log.replace(log.with_suffix(".log.1"))
         self._log_begins_at = log.stat().st_size if log.exists() else 0
-        command = self.spec.command(installation.python, port=port, on_gpu=installation.on_gpu)
+        command = self.spec.command(
+            installation.python, port=port, on_gpu=installation.on_gpu, is_tested=installation.is_tested
+        )
         variables = self.spec.variables(self._inherited, key=self._key, on_gpu=installation.on_gpu)
         self._process = ServerProcess.start(command, variables, log)
         self._created_at = time.time()

@@ -38,6 +38,11 @@ class Installation:
     gpu_bytes: int | None  # memory of the GPU that it runs on; None: it runs on the CPU
 
     @property
+    def is_tested(self) -> bool:
+        """Whether nearfar's tests ran with this version."""
+        return self.version.startswith(tuple(f"{each}." for each in TESTED))
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it runs on a GPU."""
         return self.gpu_bytes is not None
@@ -63,7 +68,7 @@ def find_vllm(python: Path | None = None, *, allow_untested: bool = False) -> In
             "engines.python to that environment's Python."
         )
     name, version = next(iter(sorted(versions.items())))
-    if not allow_untested and not version.startswith(tuple(f"{each}." for each in TESTED)):
+    if not allow_untested and not Installation(python, version, None).is_tested:
         raise ConfigError(
             f"vLLM {version} in {str(python)!r} is untested; nearfar knows {', '.join(TESTED)}. Install that, or set "
             "engines.allow_untested = true."

@@ -151,13 +151,21 @@ class EngineSpec:
         weights = sum(weights_bytes(folder) for folder in folders if folder.is_dir())
         return weights + self.kv_cache_bytes + _PROCESS_BYTES
 
-    def command(self, python: Path, *, port: int, on_gpu: bool) -> list[str]:
-        """The command line of the server; the key is not on it, since everybody may read command lines."""
+    def command(self, python: Path, *, port: int, on_gpu: bool, is_tested: bool = True) -> list[str]:
+        """The command line of the server; the key is not on it, since everybody may read command lines.
+
+        Args:
+            python: of vLLM's environment.
+            port: to listen on.
+            on_gpu: else on the CPU.
+            is_tested: nearfar's tests ran with this vLLM; else the user has said that it may run all the same.
+        """
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", self.model, "--served-model-name", self.name]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         if self.is_nested:
-            command += ["--middleware", _PRECISION, "--additional-config", json.dumps({"nearfar_salted": True})]
+            told = {"nearfar_salted": True} | ({} if is_tested else {"nearfar_any_vllm": True})
+            command += ["--middleware", _PRECISION, "--additional-config", json.dumps(told)]
             command += [] if "--enforce-eager" in self.arguments or not on_gpu else ["--enforce-eager"]
         command += ["--middleware", _GUARD, "--allowed-media-domains", "nowhere.invalid"]
         command += ["--dtype", self.dtype, "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]

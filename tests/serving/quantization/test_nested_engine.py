@@ -33,6 +33,8 @@ def test_nested_weights_are_started_with_their_middleware_inside_the_guard(tmp_p
     assert json.loads(command[command.index("--additional-config") + 1]) == {"nearfar_salted": True}
     assert "--enforce-eager" in command
     assert "PrecisionMiddleware" not in " ".join(other.command(Path("python"), port=1, on_gpu=True))
+    leave = nested.command(Path("python"), port=1, on_gpu=True, is_tested=False)
+    assert json.loads(leave[leave.index("--additional-config") + 1])["nearfar_any_vllm"]
 
 
 @pytest.mark.parametrize(
