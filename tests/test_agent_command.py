@@ -242,10 +242,11 @@ def test_a_killed_servers_run_goes_on_in_the_next_with_the_command_lines_approva
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_servers_killed_at_random_moments(shell: Shell) -> None:
+def test_servers_killed_at_random_moments(shell: Shell, record_property: Any) -> None:
     """However often it is killed, the letter is sent once at most, and the run ends."""
     chance = random.Random(5)
-    for number in range(20):
+    killed = 0
+    for number in range(8):
         run_id, ended, kills = f"run{number}", None, 0
         (shell.folder / "sent").unlink(missing_ok=True)
         while ended is None:
@@ -261,10 +262,13 @@ def test_servers_killed_at_random_moments(shell: Shell) -> None:
                 found = post(f"{runs}/{run_id}/resume")
                 ended = found if found and found.get("status") == "answered" else None
                 timer.cancel()
+                killed += process.poll() is not None
                 assert said is None or "run_id" in said or said["error"]["code"] == "run_conflict"
         letters = (shell.folder / "sent").read_text() if (shell.folder / "sent").exists() else ""
         kinds = [each["observation"]["kind"] for each in trace_of(shell, run_id) if each["event"] == "observed"]
         assert letters == "Ada" or ("unknown" in kinds and letters in ("", "Ada"))
+    assert killed
+    record_property("kills", killed)
 
 
 def trace_of(shell: Shell, run_id: str) -> list[dict[str, Any]]:

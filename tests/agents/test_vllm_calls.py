@@ -1,0 +1,131 @@
+"""No invalid call from the real vLLM at temperature 1, held over OpenAI's wire; skipped where there is no vLLM.
+
+Make it with `make vllm`. The grammar is ours and xgrammar keeps it; a JSON Schema is kept as vLLM's back ends read it.
+"""
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+from random import Random
+
+import pytest
+from jsonschema import Draft202012Validator
+from support.weights import smollm2_path
+
+from nearfar.agents.call_checking import CallChecker, unfit
+from nearfar.agents.calls import CallTier, CallWriter
+from nearfar.config import Settings
+from nearfar.errors import UpstreamError
+from nearfar.models.weights import default_cache_dir
+from nearfar.types import Query, SamplingOptions, ToolSpec
+from nearfar.wiring import build
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+_SPEC = importlib.util.spec_from_file_location("fuzzed_schemas_of_vllm", ROOT / "benchmarks" / "fuzzed_schemas.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+FUZZED = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(FUZZED)
+
+pytestmark = [
+    pytest.mark.skipif(not PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
+    pytest.mark.timeout(900),
+]
+
+CONFIG = """
+[data]
+dir = "{home}"
+
+[engines]
+python = "{python}"
+
+[models.smol]
+kind = "vllm"
+model = "{model}"
+context_window = 2048
+threads = 2
+memory_gib = 3.0
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """SmolLM2 in safetensors, made once and kept in the user's cache."""
+    folder = default_cache_dir() / "checkpoints" / "smollm2"
+    if not (folder / "done").exists():
+        script = ROOT / "tests" / "support" / "make_checkpoint.py"
+        subprocess.run([PYTHON, "-P", script, smollm2_path(), folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+async def router(tmp_path, checkpoint):
+    """A router whose one model is vLLM's; the engine is stopped at the end."""
+    config = tmp_path / "nearfar.toml"
+    config.write_text(CONFIG.format(home=tmp_path / "data", python=PYTHON, model=checkpoint))
+    wired = build(Settings.load(config))
+    yield wired.router
+    await wired.aclose()
+
+
+def offered(count):
+    """Sets of up to two tools with fuzzed schemas that can be said, each with its seed."""
+    found = []
+    seed = 0
+    while len(found) < count:
+        chance = Random(seed)
+        named = [ToolSpec(name, "", FUZZED.parameters(chance, depth=2)) for name in ("do", "加算.it")]
+        if tools := tuple(tool for tool in named if unfit(tool) is None):
+            found.append((seed, tools))
+        seed += 1
+    return found
+
+
+def query(seed, tools):
+    """A call that must be made, at temperature 1 and often cut off."""
+    sampling = SamplingOptions(max_tokens=Random(seed).randint(12, 64), temperature=1.0, seed=seed)
+    return Query("Do it.", tools=tools, tool_choice="required", sampling=sampling)
+
+
+def is_valid(call, tools):
+    """By our own checker and by jsonschema itself."""
+    schema = next(dict(tool.parameters) for tool in tools if tool.name == call.name)
+    fits = Draft202012Validator(schema).is_valid(json.loads(call.arguments))
+    return CallChecker(tools).problem(call) is None and fits
+
+
+@pytest.mark.parametrize("count", [24, pytest.param(300, marks=pytest.mark.soak)])
+async def test_every_call_parses_and_fits(router, count, record_property):
+    """By the grammar: a call for every schema, cut off or not, unrepaired. By the schema: what leaves is valid."""
+    cases = offered(count)
+    by_grammar = CallWriter(router, [CallTier("smol", asks_by="grammar")], repairs=0)
+    by_schema = CallWriter(router, [CallTier("smol", asks_by="json_schema")], repairs=0)
+    turns = asyncio.Semaphore(8)
+
+    async def written(writer, seed, tools):
+        async with turns:
+            try:
+                return await writer.write(query(seed, tools))
+            except UpstreamError:
+                return None  # vLLM refuses the schema
+
+    held = await asyncio.gather(*(written(by_grammar, seed, tools) for seed, tools in cases))
+    few = cases[:: 1 if count > 24 else 6]  # the schema's way is slow: most are refused or cut off
+    shaped = await asyncio.gather(*(written(by_schema, seed, tools) for seed, tools in few))
+
+    finished = [found for found in held if found is not None and found.score == 0]
+    record_property("calls", len(held))
+    record_property("cut_off_and_finished", len(finished))
+    record_property("by_schema", len(shaped))
+    record_property("by_schema_without_a_valid_call", sum(not (found and found.calls) for found in shaped))
+    for (seed, tools), found in zip(cases, held, strict=True):
+        assert found is not None, seed
+        (call,) = found.calls
+        assert is_valid(call, tools), (seed, call)
+    assert len(finished) < len(held)  # many are the model's own to the end
+    for (seed, tools), found in zip(few, shaped, strict=True):
+        for call in found.calls if found else ():
+            assert is_valid(call, tools), (seed, call)
