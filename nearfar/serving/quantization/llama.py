@@ -20,7 +20,7 @@ from torch.nn import functional
 from nearfar.errors import ConfigError, DataError
 from nearfar.serving.kernels import cpu
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, check_sums
 from .format import TENSORS, ZERO_STEPS, num_groups, pack
 from .operation import nested_linear
 from .settings import NestedConfig, read_config
@@ -138,6 +138,7 @@ class NestedLlama:
         else:
             self.is_packed = True
         tensors = Checkpoint.open(folder)
+        check_sums(folder)
         self.num_heads, self.num_kv_heads = page["num_attention_heads"], page["num_key_value_heads"]
         self.head_size = page.get("head_dim") or page["hidden_size"] // self.num_heads
         self.epsilon = page["rms_norm_eps"]

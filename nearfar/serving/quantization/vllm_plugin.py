@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcess
 from nearfar.errors import ConfigError, RequestError
 from nearfar.serving.kernels import cpu
 
+from .checkpoint import check_sums
 from .format import TENSORS, shapes
 from .operation import nested_linear
 from .precision import precision_of, with_precision
@@ -162,6 +164,10 @@ class NestedQuantization(QuantizationConfig):  # type: ignore[misc]
         vllm_config = get_current_vllm_config()
         if self.rows is None:
             _check_combination(vllm_config)
+            if Path(
+                vllm_config.model_config.model
+            ).is_dir():  # else vLLM has fetched it, and the hub has sums of its own
+                check_sums(Path(vllm_config.model_config.model))
             if torch.device(vllm_config.device_config.device).type == "cuda":
                 _install_gpu_kernels()
             self.rows = RowPrecisions(

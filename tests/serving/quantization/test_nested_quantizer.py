@@ -368,6 +368,22 @@ def test_a_checkpoint_that_was_cut_off_is_named(quantized, tmp_path):
         NestedCheckpoint.open(tmp_path)
 
 
+@pytest.mark.parametrize("place", [100, 20_000, -1])
+def test_a_changed_byte_is_named(quantized, tmp_path, place):
+    """A flipped bit of a plane is a number like any other: only the sums tell."""
+    out, _ = quantized
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "model-00003-of-00004.safetensors"
+    whole = bytearray(shard.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    whole[place if place < 0 else start + place] ^= 1
+    shard.write_bytes(whole)
+
+    with pytest.raises(DataError, match=r"'model\.layers\.1\..*-00003-of-00004\.safetensors' is not what was written"):
+        NestedCheckpoint.open(tmp_path)
+
+
 def test_a_missing_shard_is_named(quantized, tmp_path):
     """With the folder."""
     out, _ = quantized

@@ -198,16 +198,29 @@ def test_a_vllm_of_another_version_is_refused_at_start(folder, monkeypatch):
         vllm.LLM(str(folder), **STARTED, enable_prefix_caching=False)
 
 
-def test_a_damaged_model_is_refused_at_start(folder, tmp_path):
-    """Scales that are not finite, before a request is taken."""
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    shard = tmp_path / "model-00002-of-00003.safetensors"
+def unscaled(shard):
+    """A scale that is not finite, in a file without sums."""
     tensors = load_file(shard)
     tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = torch.inf
     save_file(tensors, shard, metadata={"format": "pt"})
 
-    with pytest.raises(Exception, match="gate_up_proj' are not finite"):
+
+def flipped(shard):
+    """The last byte, in one bit."""
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(unscaled, "gate_up_proj' are not finite"), (flipped, "is not what was written")]
+)
+def test_a_damaged_model_is_refused_at_start(folder, tmp_path, damage, message):
+    """Before a request is taken."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damage(tmp_path / "model-00002-of-00003.safetensors")
+
+    with pytest.raises(Exception, match=message):
         vllm.LLM(str(tmp_path), **STARTED, enable_prefix_caching=False)
 
 
