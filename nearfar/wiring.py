@@ -1232,9 +1232,9 @@ def open_collection_writer(
     from nearfar.retrieval.writing import CollectionWriter
 
     folder = collection_folder(settings, name)
-    is_new = name not in collection_names(settings)
-    if embedder is None:
-        embedder = settings.retrieval.embedder if is_new else read_facts(folder).get("embedder_key", "none")
+    facts = read_facts(folder) if name in collection_names(settings) else {}
+    if embedder is None:  # a collection without facts was begun, and its embedder could not be reached
+        embedder = facts.get("embedder_key", "none") if "made" in facts else settings.retrieval.embedder
     return CollectionWriter(
         folder, build_embedder(settings, embedder), creates=creates, reembeds=reembeds, embedder_key=embedder
     )

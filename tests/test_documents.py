@@ -337,3 +337,16 @@ def test_an_interrupted_run_keeps_what_it_did(tmp_path):
     assert 0 < kept < 1502
     again = desk.json("index", "birds", "docs")
     assert (again["added"], again["unchanged"]) == (1502 - kept, kept)
+
+
+def test_a_collection_whose_embedder_was_not_there_is_begun_anew(tmp_path):
+    """It has no vectors yet, and takes the config's embedder, not none."""
+    desk = Desk(tmp_path)
+    away = '[embedders.away]\nkind = "openai"\nurl = "http://127.0.0.1:9/v1"\nmodel = "x"\ndim = 8\n'
+    (tmp_path / "nearfar.toml").write_text(CONFIG + away)
+
+    desk.run("index", "birds", "docs", "--embedder", "away", code=1)
+    assert "cannot be reached" in desk.said
+    desk.run("index", "birds", "docs")
+
+    assert desk.json("index")[0]["embedder"].startswith("wordllama")
