@@ -103,7 +103,7 @@ def test_the_key_is_in_the_environment_and_not_on_the_command_line(tmp_path):
         (
             "nearfar.errors.ConfigError: Nested planes run on one device so far; start with --tensor-parallel-size 1.",
             1,
-            "nested weights do not run so: Nested planes run on one device",
+            "its nested weights are refused: Nested planes run on one device",
             False,
         ),
         ("ValueError: Couldn't instantiate the backend tokenizer from one of: \n(1) a", 1, "has no tokenizer", False),

@@ -26,7 +26,7 @@ _PATTERNS: tuple[tuple[str, str, bool], ...] = (
     ),
     (
         r"nearfar\.errors\.\w+: (?P<what>[^\n]+?)\.?(?=\n|$)",
-        "nested weights do not run so: {what}",
+        "its nested weights are refused: {what}",
         False,
     ),
     (
