@@ -144,7 +144,9 @@ def approve(
                 ids = ", ".join(each.approval_id for each in wanted)
                 complain(f"The run waits for {len(wanted)} approvals; name one: {ids}.")
                 return FAILED
-            await store.journal.approve(record.run_id, {wanted[0].approval_id: not deny})
+            if await store.journal.approve(record.run_id, {wanted[0].approval_id: not deny}):
+                complain(f"Somebody has answered that just now. See: nearfar agent show {run_id}")
+                return FAILED
             verb = "denied" if deny else "allowed"
             remark(f"{verb}: {printable(_call_text(wanted[0].call))} · nearfar agent resume {record.run_id}", style="")
             return DONE
