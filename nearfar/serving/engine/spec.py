@@ -222,6 +222,8 @@ class EngineSpec:
             ConfigError: one line that names the setting and the fix.
         """
         place = f"[models.{self.name}]"
+        if len(set(self.widths)) < len(self.widths):
+            raise ConfigError(f"{place} widths names one twice: {', '.join(map(str, self.widths))}. Remove it.")
         if self.is_attached:
             return
         if self.model.endswith(".gguf"):

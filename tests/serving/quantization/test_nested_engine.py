@@ -41,12 +41,13 @@ def test_nested_weights_are_started_with_their_middleware_inside_the_guard(tmp_p
     ("stored", "widths", "message"),
     [
         (NESTED, (4, 6), r"widths has 6, and .* was stored for 2, 3, 4, 8"),
+        (NESTED, (4, 8, 4), r"widths names one twice: 4, 8, 4\."),
         (NESTED, (), r"holds nested weights\. Set widths to the bits to read: 2, 3, 4, 8"),
         (NESTED | {"version": 2}, (4,), r"format version 2; this nearfar reads 1"),
         ({key: NESTED[key] for key in ("quant_method", "version")}, (4,), r"has or lacks 'columns'"),
         ({"quant_method": "awq"}, (4,), r"holds no nested weights"),
     ],
-    ids=["not stored", "none asked for", "another version", "broken", "not nested"],
+    ids=["not stored", "twice", "none asked for", "another version", "broken", "not nested"],
 )
 def test_widths_that_cannot_be_read_are_refused_before_anything_starts(tmp_path, stored, widths, message):
     """With those that can."""
