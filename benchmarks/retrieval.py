@@ -12,9 +12,10 @@ import gzip
 import hashlib
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from provenance import data_folder, provenance, save
 
 from nearfar.errors import ConfigError
 from nearfar.retrieval.bridges import BridgeRetriever, BridgeWeights, fit_bridges
-from nearfar.retrieval.compression import Compressor, count_tokens, fit_sentences, judge_sentences
+from nearfar.retrieval.compression import Answered, CompressionWeights, Compressor, count_tokens, fit_compression
 from nearfar.retrieval.corpus import Corpus
 from nearfar.retrieval.embedders import Remembered, StaticEmbedder, find_embedder
 from nearfar.retrieval.expansion import bridge_names
@@ -118,10 +119,10 @@ def multi_hop_rows(data: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def multi_hop(data: Path, embedder: Embedder, *, fit: bool) -> dict[str, Any]:
-    """R@5 of the support passages among the pooled passages of each set."""
-    rows = multi_hop_rows(data)
-    remembered = Remembered(embedder)
+def pooled(
+    rows: Sequence[dict[str, Any]], embedder: Embedder
+) -> tuple[list[str], list[tuple[Corpus, list[JudgedQuery]]]]:
+    """The sets' names, and each set's passages with its questions."""
     groups: list[tuple[Corpus, list[JudgedQuery]]] = []
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     for name in names:
@@ -135,7 +136,14 @@ def multi_hop(data: Path, embedder: Embedder, *, fit: bool) -> dict[str, Any]:
             )
             for row in own
         ]
-        groups.append((Corpus(chunks, remembered), queries))
+        groups.append((Corpus(chunks, embedder), queries))
+    return names, groups
+
+
+def multi_hop(data: Path, embedder: Embedder, *, fit: bool) -> dict[str, Any]:
+    """R@5 of the support passages among the pooled passages of each set."""
+    rows = multi_hop_rows(data)
+    names, groups = pooled(rows, Remembered(embedder))
     results: dict[str, Any] = {}
     fitted: dict[int, list[Any]] = {}
     for rounds in (1, 2, 3):
@@ -282,113 +290,208 @@ def is_unseen(question: str) -> bool:
     return int(hashlib.md5(question.encode()).hexdigest(), 16) % 2 == 1
 
 
-def compression(data: Path, *, fit: bool) -> dict[str, Any]:
-    """Whether the answer is still there at half and at a fifth of the tokens, out of fold."""
-    embedder = StaticEmbedder()
+def answered(data: Path) -> tuple[list[Answered], list[str]]:
+    """The multi-hop questions whose answer stands in their passages, and the sets that they come from."""
     examples, sets = [], []
     for row in multi_hop_rows(data):
         chunks = [Chunk(p["text"], p["title"], 0, len(p["text"]), {"title": p["title"]}) for p in row["passages"]]
         answers = [answer for answer in (row["answer"], *row["aliases"]) if answer]
         if row["answer"].lower() not in ("yes", "no") and survives(titled(chunks), answers):
-            examples.append((row["question"], chunks, answers))
+            examples.append(Answered(row["question"], chunks, answers))
             sets.append(row["dataset"])
-    judged = [judge_sentences(question, chunks, answers, embedder) for question, chunks, answers in examples]
-    weights, without = fit_sentences(judged, folds=FOLDS)
-    ranked = [without[place % FOLDS].rerank(each.hits) for place, each in enumerate(judged)]
+    return examples, sets
+
+
+def compression(data: Path, *, fit: bool) -> dict[str, Any]:
+    """Whether the answer is still there at half and at a fifth of the tokens, out of fold and of the chosen half."""
+    embedder = Remembered(StaticEmbedder())
+    examples, sets = answered(data)
+    weights, without = fit_compression(examples, embedder, folds=FOLDS)
     if fit:
-        said = {"names": weights.names, "weights": [float(f"{weight:.5g}") for weight in weights.weights]}
-        (WEIGHTS / "sentence_weights.json").write_text(json.dumps(said, indent=1) + "\n")
+        (WEIGHTS / "compression_weights.json").write_text(json.dumps(weights.as_json(), indent=1) + "\n")
+    chosen = [each for each in examples if not is_unseen(each.question)]
+    of_chosen, _ = fit_compression(chosen, embedder, folds=FOLDS)
+    folded = [Compressor(embedder, weights=without[place % FOLDS]) for place in range(len(examples))]
+    ranked = [each.ranked(one.question, one.passages) for each, one in zip(folded, examples, strict=True)]
+    alone = Compressor(embedder, weights=of_chosen)
+    other = {
+        place: alone.ranked(each.question, each.passages)
+        for place, each in enumerate(examples)
+        if is_unseen(each.question)
+    }
     results: dict[str, Any] = {"embedder": embedder.name, "questions": len(examples)}
     for rate in RATES:
         kept: dict[str, list[float]] = {}
-        rates, tokens, spent = [], 0, 0.0
-        for question, chunks, _ in examples[::_TIMED]:
-            started = time.process_time()
-            tokens += Compressor(embedder, weights=weights).compress(question, chunks, rate=rate).original_tokens
-            spent += time.process_time() - started
-        for place, (question, chunks, answers) in enumerate(examples):
-            found = Compressor(embedder).compress(question, chunks, rate=rate, ranked=ranked[place])
+        rates = []
+        for place, each in enumerate(examples):
+            found = folded[place].compress(each.question, each.passages, rate=rate, ranked=ranked[place])
             rates.append(found.rate)
-            for name, text in {"nearfar": found.text, **dull(question, titled(chunks), rate, place)}.items():
-                kept.setdefault(name, []).append(survives(text, answers))
+            left = {"nearfar": found.text, **dull(each.question, titled(each.passages), rate, place)}
+            for name, text in left.items():
+                kept.setdefault(name, []).append(survives(text, each.answers))
                 kept.setdefault(f"{name}, {sets[place]}", []).append(kept[name][-1])
-                if is_unseen(question):
+                if place in other:
                     kept.setdefault(f"{name}, unseen half", []).append(kept[name][-1])
+            if place in other:
+                found = alone.compress(each.question, each.passages, rate=rate, ranked=other[place])
+                name = "nearfar, unseen half, fitted on the other alone"
+                kept.setdefault(name, []).append(survives(found.text, each.answers))
         results[str(rate)] = {
             "answer survives": {name: shown(values) for name, values in kept.items()},
-            "mean rate": float(np.mean(rates)), "tokens_per_s": tokens / spent,
+            "mean rate": float(np.mean(rates)), "tokens_per_s": speed(examples, weights, rate),
         }  # fmt: skip
         print("compression", rate, {n: round(v["value"], 3) for n, v in results[str(rate)]["answer survives"].items()})
     results["no budget"] = adaptive(examples, ranked, embedder)
-    results["sotu"] = speech(data, embedder)
     results["words by meaning"] = tcra(examples, embedder)
     return results
 
 
-def adaptive(examples: Sequence[Any], ranked: Sequence[Any], embedder: Embedder) -> dict[str, Any]:
-    """What is kept, and of how many tokens, where the ranking's belief decides."""
-    compressor = Compressor(embedder)
-    found = [compressor.compress(q, c, ranked=hits) for (q, c, _), hits in zip(examples, ranked, strict=True)]
-    return {
-        "rate": shown([each.rate for each in found]),
-        "answer survives": shown([survives(each.text, a) for each, (*_, a) in zip(found, examples, strict=True)]),
-    }
+def untouched(data: Path) -> dict[str, Any]:
+    """Compression of the one half of the questions where all is fitted on the other: the ranking of passages, too.
 
-
-def speech(data: Path, embedder: Embedder) -> dict[str, Any]:
-    """Of the answers' words that the speech has and the question has not, the share that is left; by question."""
-    text = (data / "documents" / "sotu_2023.txt").read_text()
-    chunks = [Chunk(part, "sotu", 0, len(part), {"title": ""}) for part in text.split("\n\n") if part.strip()]
-    if len(chunks) < 10:
-        chunks = [Chunk(part, "sotu", 0, len(part), {"title": ""}) for part in text.split("\n") if part.strip()]
-    rows = [json.loads(line) for line in (data / "documents" / "sotu_qa.jsonl").read_text().splitlines()]
-    has = set(plain(text).split())
-    whole_speech = Chunk(text, "sotu", 0, len(text), {"title": ""})
-    results: dict[str, Any] = {"questions": len(rows), "passages": len(chunks)}
-    compressor, known = Compressor(embedder), {}
+    The packaged weights that rank passages were fitted on all questions, on which passages support the answer; the
+    figures of `compression` use them.
+    """
+    embedder = Remembered(StaticEmbedder())
+    rows = [row for row in multi_hop_rows(data) if not is_unseen(row["question"])]
+    bridges, _ = fit_bridges(pooled(rows, embedder)[1], folds=FOLDS)
+    examples, _ = answered(data)
+    chosen = [each for each in examples if not is_unseen(each.question)]
+    weights, _ = fit_compression(chosen, embedder, folds=FOLDS, bridges=bridges)
+    others = [each for each in examples if is_unseen(each.question)]
+    compressor = Compressor(embedder, weights=weights)
+    ranked = [compressor.ranked(each.question, each.passages) for each in others]
+    results: dict[str, Any] = {"fitted on": len(chosen), "questions": len(others)}
     for rate in RATES:
-        shares: dict[str, list[float]] = {}
-        whole: dict[str, list[float]] = {}
-        for place, row in enumerate(rows):
-            question = row["question"].split(": ", 1)[-1]
-            wanted = (set(plain(row["answer"]).split()) & has) - set(plain(question).split()) - _STOP
-            if not wanted:
-                continue
-            if place not in known:
-                known[place] = compressor.ranked(question, chunks), compressor.ranked(question, [whole_speech])
-            ranked, by_itself = known[place]
-            found = compressor.compress(question, chunks, rate=rate, ranked=ranked)
-            uncut = compressor.compress(question, [whole_speech], rate=rate, ranked=by_itself)
-            for name, left in {
-                "nearfar": found.text,
-                "nearfar, the speech uncut": uncut.text,
-                **dull(question, text, rate, place),
-            }.items():
-                share = len(wanted & set(plain(left).split())) / len(wanted)
-                shares.setdefault(name, []).append(share)
-                whole.setdefault(name, []).append(float(share >= 0.8))
-        results[str(rate)] = {
-            "share of the answer's words": {name: shown(values) for name, values in shares.items()},
-            "four fifths of them": {name: shown(values) for name, values in whole.items()},
-        }
-        print("sotu", rate, {n: round(v["value"], 3) for n, v in results[str(rate)]["four fifths of them"].items()})
+        found = [
+            compressor.compress(each.question, each.passages, rate=rate, ranked=hits)
+            for each, hits in zip(others, ranked, strict=True)
+        ]
+        results[str(rate)] = shown([survives(f.text, each.answers) for f, each in zip(found, others, strict=True)])
+        print("untouched", rate, results[str(rate)])
     return results
 
 
-def tcra(examples: Sequence[Any], embedder: Embedder) -> dict[str, Any]:
+def speed(examples: Sequence[Answered], weights: CompressionWeights, rate: float) -> float:
+    """Tokens that go in, a second of processor time, nothing being remembered."""
+    compressor = Compressor(StaticEmbedder(), weights=weights)
+    tokens, started = 0, time.process_time()
+    for each in examples[::_TIMED]:
+        tokens += compressor.compress(each.question, each.passages, rate=rate).original_tokens
+    return tokens / (time.process_time() - started)
+
+
+def adaptive(examples: Sequence[Answered], ranked: Sequence[Any], embedder: Embedder) -> dict[str, Any]:
+    """What is kept, and of how many tokens, where the ranking's belief decides."""
+    compressor = Compressor(embedder)
+    found = [
+        compressor.compress(each.question, each.passages, ranked=hits)
+        for each, hits in zip(examples, ranked, strict=True)
+    ]
+    return {
+        "rate": shown([each.rate for each in found]),
+        "answer survives": shown([survives(f.text, each.answers) for f, each in zip(found, examples, strict=True)]),
+    }
+
+
+@dataclass(frozen=True)
+class Told:
+    """What of an answer in somebody's own words can be looked for in the speech, the question's words left out."""
+
+    words: frozenset[str]  # those that the speech has
+    quote: str  # the longest run of words that the speech has so; "": none has two words that bear meaning
+    facts: frozenset[str]  # numbers, and words of names
+
+    @classmethod
+    def of(cls, question: str, answer: str, speech: str) -> Told:
+        has, asked = frozenset(speech.split()), frozenset(plain(question).split())
+        words_ = frozenset(plain(answer).split()) & has - asked - _STOP
+        runs = []
+        told = plain(answer).split()
+        place = 0
+        while place < len(told):
+            end = place
+            while end < len(told) and f" {' '.join(told[place : end + 1])} " in f" {speech} ":
+                end += 1
+            run = told[place:end]
+            while run and run[0] in _STOP:
+                run = run[1:]
+            while run and run[-1] in _STOP:
+                run = run[:-1]
+            runs.append((sum(word not in _STOP and word not in asked for word in run), " ".join(run)))
+            place = max(end, place + 1)
+        most, quote = max(runs, default=(0, ""))
+        names = {w for match in _NAMED.finditer(answer) for w in plain(match.group()).split() if len(w) > 1}
+        facts = frozenset(word for word in words_ if word in names or any(letter.isdigit() for letter in word))
+        return cls(words_, quote if most > 1 else "", facts)
+
+    def measured(self, left: str) -> dict[str, float]:
+        """What is left of it; measures that it has nothing for are not there."""
+        has = frozenset(plain(left).split())
+        share = len(self.words & has) / len(self.words) if self.words else None
+        return {
+            **({} if share is None else {"share of the words": share, "four fifths of the words": float(share >= 0.8)}),
+            **({"the quote": float(f" {self.quote} " in f" {plain(left)} ")} if self.quote else {}),
+            **({"numbers and names": float(self.facts <= has)} if self.facts else {}),
+        }
+
+
+_NAMED = re.compile(r"(?<=[a-z,] )[A-Z][\w'’-]+")
+
+
+def speech(data: Path) -> dict[str, Any]:
+    """What is left of answers to questions on one long document, cut into its paragraphs and uncut.
+
+    The answers are in somebody's own words: one of them stands in the speech as it is. So three things are looked for,
+    as far as an answer has them: its longest quote of the speech, its numbers and names, and four fifths of its words
+    that the speech has. The weights are the packaged ones, fitted on other questions; how the surroundings count, and
+    the share of whole sentences, was chosen on one half of the questions.
+    """
+    text = (data / "documents" / "sotu_2023.txt").read_text()
+    chunks = [Chunk(part, "sotu", 0, len(part), {"title": ""}) for part in text.split("\n\n") if part.strip()]
+    uncut = [Chunk(text, "sotu", 0, len(text), {"title": ""})]
+    rows = [json.loads(line) for line in (data / "documents" / "sotu_qa.jsonl").read_text().splitlines()]
+    compressor = Compressor(Remembered(StaticEmbedder()))
+    known: dict[tuple[int, str], Any] = {}
+    results: dict[str, Any] = {
+        "questions": len(rows), "passages": len(chunks), "tokens": count_tokens(text),
+        "answers that stand in it": sum(f" {plain(row['answer'])} " in f" {plain(text)} " for row in rows),
+    }  # fmt: skip
+    for rate in RATES:
+        kept: dict[str, dict[str, list[float]]] = {}
+        for place, row in enumerate(rows):
+            question = row["question"].split(": ", 1)[-1]
+            wanted = Told.of(question, row["answer"], plain(text))
+            left = dull(question, text, rate, place)
+            for name, passages in (("nearfar", chunks), ("nearfar, the speech uncut", uncut)):
+                if (place, name) not in known:
+                    known[place, name] = compressor.ranked(question, passages)
+                left[name] = compressor.compress(question, passages, rate=rate, ranked=known[place, name]).text
+            for name, said in left.items():
+                for measure, value in wanted.measured(said).items():
+                    half = "unseen half" if is_unseen(question) else "chosen half"
+                    for part in ("all", half):
+                        kept.setdefault(f"{measure}, {part}", {}).setdefault(name, []).append(value)
+        results[str(rate)] = {
+            measure: {name: shown(values) for name, values in ways.items()} for measure, ways in kept.items()
+        }
+        for measure, ways in results[str(rate)].items():
+            print("speech", rate, measure, {name: round(value["value"], 3) for name, value in ways.items()})
+    return results
+
+
+def tcra(examples: Sequence[Answered], embedder: Embedder) -> dict[str, Any]:
     """Words dropped by meaning alone, the question unseen, on forty contexts."""
     chosen = examples[:: max(1, len(examples) // 40)]
     values = MeaningValues(embedder)
     results: dict[str, Any] = {"questions": len(chosen)}
     for rate in (0.8, 0.5):
         started = time.perf_counter()
-        left = [drop_words(titled(chunks), rate, values) for _, chunks, _ in chosen]
+        left = [drop_words(titled(each.passages), rate, values) for each in chosen]
         spent = time.perf_counter() - started
         results[str(rate)] = {
-            "answer survives": shown(
-                [survives(text, answers) for text, (*_, answers) in zip(left, chosen, strict=True)]
-            ),
-            "tokens_per_s": sum(count_tokens(titled(chunks)) for _, chunks, _ in chosen) / spent,
+            "answer survives": shown([survives(text, each.answers) for text, each in zip(left, chosen, strict=True)]),
+            "tokens_per_s": sum(count_tokens(titled(each.passages)) for each in chosen) / spent,
         }
     return results
 
@@ -399,7 +502,10 @@ _STOP_WORDS = (
     "who will with would you"
 )
 _STOP = frozenset(_STOP_WORDS.split())
-PARTS = {"scifact": scifact, "multi_hop": multi_hop, "tools": tools, "compression": compression}
+PARTS = {
+    "scifact": scifact, "multi_hop": multi_hop, "tools": tools, "compression": compression, "untouched": untouched,
+    "speech": speech,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -412,16 +518,24 @@ def main() -> None:
     parser.add_argument("--name", default="retrieval")
     asked = parser.parse_args()
     data = data_folder()
+    parts = asked.parts or list(PARTS)
+    is_static = set(parts) <= {
+        "compression",
+        "untouched",
+        "speech",
+    }  # whose embedder is the default one, which needs no torch
     try:
-        embedder = Kept(find_embedder(asked.embedder), asked.cache)
+        embedder = Kept(find_embedder("static" if is_static else asked.embedder), asked.cache)
     except ConfigError as exc:
         raise SystemExit(f"skipped: {exc}") from exc
     path = Path(__file__).resolve().parent / "results" / f"{asked.name}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for part in asked.parts or PARTS:
+    for part in parts:
         started = time.perf_counter()
         if part == "compression":
             results[part] = compression(data, fit=asked.fit)
+        elif part in ("untouched", "speech"):
+            results[part] = PARTS[part](data)  # type: ignore[operator]
         elif part == "multi_hop":
             results[part] = multi_hop(data, embedder, fit=asked.fit)
         else:

@@ -15,8 +15,10 @@ def retrieval_documents() -> Iterator[tuple[Path, str]]:
     """The pages with their tables as the result has them."""
     result = json.loads((ROOT / "benchmarks" / "results" / "retrieval.json").read_text())
     result["scale"] = json.loads((ROOT / "benchmarks" / "results" / "retrieval_scale.json").read_text())
+    result["compression"]["untouched"] = result.get("untouched")
     tables = {
-        "scifact": _scifact, "multi-hop": _multi_hop, "compression": _compression, "tools": _tools, "scale": _scale,
+        "scifact": _scifact, "multi-hop": _multi_hop, "compression": _compression, "speech": _speech, "tools": _tools,
+        "scale": _scale,
     }  # fmt: skip
     for name in ("retrieval-quality.md", "tools.md", "retrieval.md"):
         path = ROOT / "docs" / name
@@ -77,19 +79,35 @@ def _compression(part: Mapping[str, Any]) -> list[str]:
         for name, found in half["answer survives"].items()
         if "," not in name
     ]
-    unseen = "nearfar, unseen half"
-    if unseen in half["answer survives"]:
-        cells = f"{_cell(half['answer survives'][unseen])} | {_cell(fifth['answer survives'][unseen])}"
-        lines.append(f"| nearfar, on the {half['answer survives'][unseen]['n']} other questions | {cells} |")
+    seen_not = [half["answer survives"]["nearfar, unseen half"], fifth["answer survives"]["nearfar, unseen half"]]
+    lines.append(f"| nearfar, on the {seen_not[0]['n']} other questions | {' | '.join(map(_cell, seen_not))} |")
+    if alone := part.get("untouched"):
+        cells = f"{_cell(alone['0.5'])} | {_cell(alone['0.2'])}"
+        lines.append(f"| … all weights fitted on the one half, {alone['fitted on']} questions, alone | {cells} |")
     lines.append(f"| tokens a second of processor time | {half['tokens_per_s']:,.0f} | {fifth['tokens_per_s']:,.0f} |")
-    speech = part["sotu"]
-    key = "four fifths of them"
-    lines += ["", f"| the speech, n = {speech['questions']} | half the tokens | a fifth |", "| --- | --- | --- |"]
-    for name in speech["0.5"][key]:
-        lines.append(f"| {name} | {_cell(speech['0.5'][key][name])} | {_cell(speech['0.2'][key][name])} |")
     free = part["no budget"]
     kept = f"Without a budget {_cell(free['rate'])} of the tokens are kept"
     return [*lines, "", f"{kept}, and the answer in {_cell(free['answer survives'])} of the cases."]
+
+
+_SPEECH = {
+    "the quote": "the longest quote",
+    "numbers and names": "all numbers and names",
+    "four fifths of the words": "four fifths of the words",
+}
+
+
+def _speech(part: Mapping[str, Any]) -> list[str]:
+    columns = [
+        (part[rate][f"{measure}, unseen half"], f"{about}, {share}")
+        for measure, about in _SPEECH.items()
+        for rate, share in (("0.5", "half"), ("0.2", "a fifth"))
+    ]
+    ways = sorted(columns[0][0], key=lambda name: not name.startswith("nearfar"))
+    lines = [f"| the answer keeps | {' | '.join(title for _, title in columns)} |", "| --- |" + " --- |" * len(columns)]
+    lines += [f"| {name} | {' | '.join(_cell(found[name]) for found, _ in columns)} |" for name in ways]
+    counts = " | ".join(str(found["nearfar"]["n"]) for found, _ in columns)
+    return [*lines, f"| questions that have it | {counts} |"]
 
 
 def _tools(part: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ class FittedReranker:
     weights: tuple[float, ...]
 
     @classmethod
-    def fit(cls, examples: Sequence[Judged], *, ridge: float = _RIDGE) -> Self:
+    def fit(cls, examples: Sequence[Judged], *, ridge: float = _RIDGE, sample: int | None = None) -> Self:
         """The reranker under which the relevant hits of the examples are likeliest to be picked from among the rest.
 
         The conditional logit, fitted by Newton's method with a ridge: a query's relevant hits share one unit of
@@ -53,6 +53,8 @@ class FittedReranker:
         Args:
             examples: queries none of whose hits is relevant, and those all of whose hits are, teach nothing.
             ridge: the pull of the standardised weights to zero.
+            sample: of the hits of a query that are not relevant, so many are compared with, drawn by chance with a
+                fixed seed; None: all. What a sample says of the weights is right on average (McFadden 1978).
 
         Raises:
             DataError: there is nothing to learn from.
@@ -62,11 +64,16 @@ class FittedReranker:
         import numpy as np
 
         names = tuple(sorted({name for each in examples for hit in each.hits for name in hit.signals}))
+        draw = np.random.default_rng(7)
         queries = []
         for each in examples:
             gains = np.array([max(0.0, each.relevant.get(hit.chunk.id, 0.0)) for hit in each.hits])
             if gains.any() and not (gains > 0).all():
-                queries.append((_features(each.hits, names), gains / gains.sum()))
+                chosen = np.arange(len(gains))
+                others = np.flatnonzero(gains == 0)
+                if sample is not None and len(others) > sample:
+                    chosen = np.union1d(np.flatnonzero(gains), draw.choice(others, sample, replace=False))
+                queries.append((_features(each.hits, names)[chosen], gains[chosen] / gains.sum()))
         if not queries:
             raise DataError("No labelled query has both relevant and other candidates; there is nothing to fit.")
         everything = np.concatenate([rows for rows, _ in queries])

@@ -2,7 +2,7 @@
 
 import pytest
 from hypothesis import given, settings
-from hypothesis.strategies import floats, sampled_from
+from hypothesis.strategies import booleans, floats, lists, sampled_from
 
 from nearfar.errors import ConfigError, RequestError
 from nearfar.types import Chunk
@@ -11,16 +11,11 @@ np = pytest.importorskip("numpy", reason="vectors are numpy's")
 pytest.importorskip("bm25s", reason="bm25s is not installed")
 pytest.importorskip("wordllama", reason="wordllama is not installed")
 
-from nearfar.retrieval.compression import (  # noqa: E402
-    Compressor,
-    Level,
-    count_tokens,
-    fit_sentences,
-    judge_sentences,
-    reduced,
-)
+from nearfar.retrieval.compression import Answered, Compressor, Level, count_tokens, fit_compression  # noqa: E402
 from nearfar.retrieval.embedders import Remembered, StaticEmbedder  # noqa: E402
 from nearfar.retrieval.names import plain  # noqa: E402
+from nearfar.retrieval.sentence_ranking import bridged  # noqa: E402
+from nearfar.retrieval.spans import judge_spans, span_hits, spans  # noqa: E402
 from nearfar.retrieval.word_dropping import MeaningValues, TokenClassifier, drop_words  # noqa: E402
 
 PASSAGES = [
@@ -32,6 +27,7 @@ PASSAGES = [
         ("Cheese", "Cheese is made of milk. It has been eaten for a long time, and people still like it very much."),
     )
 ]
+UNTITLED = [Chunk(each.text, "one.txt", 0, len(each.text)) for each in PASSAGES]
 QUESTION = "When was the painter Anna Roe born?"
 
 
@@ -41,11 +37,11 @@ def compressor():
     return Compressor(Remembered(StaticEmbedder()))
 
 
-@settings(max_examples=25, deadline=None)
-@given(rate=floats(0.05, 1))
-def test_a_budget_is_never_exceeded(compressor, rate):
+@settings(max_examples=40, deadline=None)
+@given(rate=floats(0.05, 1), passages=sampled_from([PASSAGES, UNTITLED]), keeps_digits=booleans())
+def test_a_budget_is_never_exceeded(compressor, rate, passages, keeps_digits):
     """Whatever it is; and what is kept is where it says."""
-    found = compressor.compress(QUESTION, PASSAGES, rate=rate)
+    found = compressor.compress(QUESTION, passages, rate=rate, keeps_digits=keeps_digits)
 
     assert found.tokens <= max(1, rate * found.original_tokens)
     assert found.tokens == count_tokens(found.text)
@@ -82,6 +78,8 @@ def test_a_long_document_keeps_what_answers_however_it_is_cut(compressor, cut):
 
     assert told[120] in [hit.chunk.text for hit in ranked[:3]]
     assert told[120] in found.text
+    whole = compressor.ranked("Who opened the new bridge?", [Chunk(text, "diary.txt", 0, len(text))])
+    assert [hit.chunk.text for hit in ranked] == [hit.chunk.text for hit in whole]
 
 
 def test_all_is_kept_where_all_may_be(compressor):
@@ -108,13 +106,80 @@ def test_forced_phrases_stay(compressor):
     assert "Cheese is made of milk." in found.text
 
 
-def test_levels_keep_names_digits_and_citations():
-    """A telegram loses function words, the last level all but names, numbers and citations; known names go once."""
-    said = "It flows for 90 km into the Duke of York Bay, as they found in 1893 [2]."
+def test_digits_come_first_where_they_must_stay(compressor):
+    """Though a question asks for something else."""
+    numbers = {"1951", "90", "1893"}
+    ways = {
+        keeps: compressor.compress("Who likes cheese?", PASSAGES, rate=0.3, keeps_digits=keeps).text
+        for keeps in (False, True)
+    }
 
-    assert reduced(said, Level.TELEGRAM) == "flows 90 km Duke of York Bay, found 1893 [2]."
-    assert set(reduced(said, Level.NAMES).split()) == {"90", "Duke", "of", "York", "Bay", "1893", "[2]"}
-    assert "York" not in reduced(said, Level.NAMES, known={"duke of york bay"})
+    assert numbers <= set(plain(ways[True]).split())
+    assert not numbers <= set(plain(ways[False]).split())
+
+
+@pytest.mark.parametrize(
+    ("said", "runs"),
+    [
+        (
+            "It flows for 90 km into the Duke of York Bay, as they found in 1893 [2].",
+            ["flows", "90 km", "Duke of York Bay", "found", "1893", "[2]"],
+        ),
+        ("Born in Lima, Peru, on March 3, 1951, she painted.", ["Born", "Lima, Peru", "March 3, 1951", "painted"]),
+        ("She used an iPhone (her first).", ["used", "iPhone", "first"]),
+        ("a 16th - century play by the Academy for Wine", ["16th - century play", "Academy for Wine"]),
+        ("In 1988 The Owls were heard", ["1988 The Owls", "heard"]),
+    ],
+)
+def test_runs_belong_together(said, runs):
+    """Names with their small words, places and dates whole, numbers with what they count."""
+    assert [said[span.start : span.end] for span in spans(said)] == runs
+
+
+@given(
+    lists(sampled_from(["Anna", "of", "the", "7", "km", "(", ")", ",", "1893.", "ate", "“Ü", "-", "\t"]), max_size=12)
+)
+def test_runs_are_in_order_and_apart(parts):
+    """And none is empty, whatever the text."""
+    text = " ".join(parts)
+    found = spans(text)
+
+    assert all(text[span.start : span.end].strip() for span in found)
+    ends = [0, *(span.end for span in found)]
+    assert all(before <= span.start for before, span in zip(ends, found, strict=False))
+
+
+def test_a_bridge_leads_to_another_passage(compressor):
+    """A name that a good sentence has and the question has not; nothing leads from a document to itself."""
+    told = {
+        "The Mill": "The part of Vera Moss in The Mill is played by Ida Lund.",
+        "Late Harvest": "Late Harvest is a play with Ida Lund and her husband Tom Berg.",
+        "Barley": "Barley is a grain that is grown in cool lands.",
+    }
+    passages = [Chunk(text, title, 0, len(text), {"title": title}) for title, text in told.items()]
+    question = "Who is the husband of the actress who plays Vera Moss?"
+
+    ranked = compressor.ranked(question, passages)
+    hits = bridged(question, passages, sorted(ranked, key=lambda hit: "Vera Moss" not in hit.chunk.text))
+    bridges = {hit.chunk.metadata["passage"]: hit.signals["bridge_name"] for hit in hits}
+
+    assert bridges[1] > 0 == bridges[2]
+    alone = bridged(question, passages[:1], compressor.ranked(question, passages[:1]))
+    assert [hit.signals["bridges"] for hit in alone] == [0]
+
+
+def test_an_answer_of_several_runs_is_all_of_them(compressor):
+    """Where no single run has it; a run that has it is enough."""
+    ranked = compressor.ranked(QUESTION, PASSAGES)
+    hits = span_hits(QUESTION, PASSAGES, ranked)
+    texts = {hit.chunk.id: hit.chunk.text for hit in hits}
+
+    for answer, runs in (
+        ("very rich", {"very rich"}),
+        ("sold wine and was very rich", {"brother sold wine", "very rich"}),
+    ):
+        judged = judge_spans(hits, ranked, [answer])
+        assert {texts[id_] for id_ in judged.relevant} <= runs
 
 
 def test_impossible_budgets_are_named(compressor):
@@ -130,16 +195,16 @@ def test_impossible_budgets_are_named(compressor):
 
 def test_weights_are_fitted_on_answers(compressor):
     """A question's own fold is left out of one of the fits."""
-    judged = [
-        judge_sentences(question, PASSAGES, [answer], compressor.embedder)
-        for question, answer in ((QUESTION, "1951"), ("Where does the Ombra flow?", "Grey Sea"))
-    ]
+    asked = ((QUESTION, "1951"), ("Where does the Ombra flow?", "Grey Sea"), ("What is cheese made of?", "milk"))
+    examples = [Answered(question, PASSAGES, [answer]) for question, answer in asked]
 
-    weights, without = fit_sentences(judged, folds=2)
+    weights, without = fit_compression(examples, compressor.embedder, folds=3)
 
-    assert len(without) == 2
-    best = Compressor(compressor.embedder, weights=weights).ranked(QUESTION, PASSAGES)[0]
-    assert "1951" in best.chunk.text
+    assert len(without) == 3
+    fitted = Compressor(compressor.embedder, weights=weights)
+    assert "1951" in fitted.ranked(QUESTION, PASSAGES)[0].chunk.text
+    assert "1951" in fitted.compress(QUESTION, PASSAGES, rate=0.2).text
+    assert without[0] != weights
 
 
 @given(rate=floats(0.1, 1), forced=sampled_from(["cheese", "Caves", "ombra"]))
