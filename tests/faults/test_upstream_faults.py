@@ -57,6 +57,9 @@ ERRORS: dict[str, type[UpstreamError] | None] = {
 #: Failures that the provider cannot charge for: nothing was sent, or it said no.
 FREE_OF_CHARGE = {"refuse", "rate_limited", "rate_limited_with_retry_after", "server_error", "redirect"}
 
+#: Failures that only time ends: a silence, and what is never silent for long.
+SLOW = {"hang_before_headers": 0.2, "hang_midway": 0.2, "byte_a_second": 0.4}
+
 #: When a model, and a query, must have ended; far more than any of them needs.
 GUARD_S = 30.0
 
@@ -99,10 +102,15 @@ async def nothing_left(upstream: HostileUpstream, model: ChatModel | Router) -> 
     await until(lambda: asyncio.all_tasks() <= tasks)
 
 
-def hostile(upstream: HostileUpstream, fault: str, *, read_timeout_s: float = 0.2) -> OpenAIWireModel:
-    """A near model at a server with this fault."""
+def hostile(upstream: HostileUpstream, fault: str, *, read_timeout_s: float | None = None) -> OpenAIWireModel:
+    """A near model at a server with this fault; it waits long for all that time need not end."""
     return OpenAIWireModel(
-        name=fault, url=upstream.url(fault), model="m", placement="near", price=FREE, read_timeout_s=read_timeout_s
+        name=fault,
+        url=upstream.url(fault),
+        model="m",
+        placement="near",
+        price=FREE,
+        read_timeout_s=read_timeout_s or SLOW.get(fault, GUARD_S),
     )
 
 
@@ -222,7 +230,7 @@ class Cascades:
         models = {fault: hostile(upstream, fault) for fault in FAULTS}
         cascades = {}
         for fault, model in models.items():
-            near = Tier(model, scorer=MeanProbability(), threshold=0.5, deadline_s=0.4)
+            near = Tier(model, scorer=MeanProbability(), threshold=0.5, deadline_s=2 * SLOW.get(fault, GUARD_S))
             for commit, door in (("answer", DOORS[1]), ("prefix", DOORS[2])):
                 both = (near, Tier(far))
                 cascades[f"{fault}, {door}"] = Cascade(both, name=f"{fault}, {door}", commit=commit, prefix_tokens=1)
@@ -238,7 +246,7 @@ class Cascades:
         commit_door = DOORS[1] if door == "json" else door
         name = f"{fault}, {commit_door}" + (", alone" if is_alone else "")
         sampling = SamplingOptions(max_tokens=50)
-        query = Query("Count.", model=name, sampling=sampling, deadline_s=10.0, session=session)
+        query = Query("Count.", model=name, sampling=sampling, deadline_s=GUARD_S, session=session)
         if door == "json":
             return await self.router.answer(query)
         text = ""

@@ -504,7 +504,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
         ("n.csv", b'correct,signals\n1,"{"\n', r"'signals' is not JSON"),
         ("o.csv", b"correct,mean_logprob\nnan,-1\n", r"outcomes are in \[0, 1\]"),
         ("p.jsonl.gz", b"plain", r"Cannot read"),
-        ("q.jsonl.gz", gzip.compress(b'{"correct": 1}')[:-9], r"Cannot read"),
+        ("q.jsonl.gz", gzip.compress(b'{"correct": 1}', mtime=0)[:-9], r"Cannot read"),
         ("r.parquet", b"plain", r"not a parquet file"),
         ("s.jsonl", b"", r"has no rows"),
     ],

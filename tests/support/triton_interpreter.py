@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
+pytest.importorskip("torch", reason="torch is not installed; `make test-torch` has it")
 
 
 @contextmanager
@@ -24,13 +24,13 @@ def interpreting() -> Iterator[None]:
 
 
 with interpreting():
-    pytest.importorskip("triton", reason="Triton is not installed; `make test-triton` has it")
+    pytest.importorskip("triton", reason="Triton is not installed; `make test-torch` has it")
     import triton
     import triton.language
 
     # Its own functions are made for the interpreter too, or not, when they are first loaded.
     if isinstance(triton.language.cdiv, triton.JITFunction):
-        pytest.skip("Triton was loaded before, to compile; `make test-triton` interprets", allow_module_level=True)
+        pytest.skip("Triton was loaded before, to compile; `make test-torch` interprets", allow_module_level=True)
     import triton.experimental.gluon.nvidia  # which the interpreter loads at its first launch
 
     import nearfar.serving.kernels.triton_gemm  # noqa: F401
