@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -172,7 +173,7 @@ class ToolIndex:
         return [Hit(built.chunks[place], float(scores[place])) for place in order]
 
     def save(self, folder: Path) -> None:
-        """Writes the index into the folder, over what is there.
+        """Writes the index into the folder, over what is there; a kill leaves the one or the other.
 
         Raises:
             DataError: the folder cannot be written.
@@ -181,23 +182,24 @@ class ToolIndex:
 
         self._build()
         texts = list(self._vectors)
-        said = {
+        said: dict[str, Any] = {
             "format": _FORMAT,
             "embedder": self._embedder.name,
             "tools": [asdict(tool) for tool in self._tools.values()],
             "uses": [[text, list(used)] for text, used in self._uses.items()],
             "texts": texts,
+            "vectors": f"vectors-{secrets.token_hex(4)}.npy",
             "reranker": asdict(self._reranker) if self._reranker else None,
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            vectors = np.array([self._vectors[text] for text in texts], np.float32)
-            new, vectors_new = folder / "tools.json.new", folder / "vectors.npy.new"
-            with vectors_new.open("wb") as file:
-                np.save(file, vectors)
+            np.save(folder / said["vectors"], np.array([self._vectors[text] for text in texts], np.float32))
+            new = folder / "tools.json.new"
             new.write_text(json.dumps(said))
-            vectors_new.replace(folder / "vectors.npy")
-            new.replace(folder / "tools.json")
+            new.replace(folder / "tools.json")  # which names the vectors that go with it
+            for old in folder.glob("vectors*.npy"):
+                if old.name != said["vectors"]:
+                    old.unlink(missing_ok=True)
         except OSError as exc:
             raise DataError(f"Cannot write {str(folder)!r}: {exc.strerror or exc}.", path=str(folder)) from exc
 
@@ -219,7 +221,7 @@ class ToolIndex:
             )
         found = cls(embedder)
         try:
-            vectors = np.load(folder / "vectors.npy")
+            vectors = np.load(folder / said.get("vectors", "vectors.npy"))
             found.add(ToolSpec(**tool) for tool in said["tools"])
             found._uses = {text: tuple(used) for text, used in said["uses"]}
             if vectors.shape != (len(said["texts"]), embedder.dim):

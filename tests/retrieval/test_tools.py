@@ -145,6 +145,21 @@ def test_an_index_survives_its_folder(index, embedder, tmp_path):
         ToolIndex.load(tmp_path / "none", embedder)
 
 
+def test_a_killed_save_leaves_the_former_index(index, embedder, tmp_path):
+    """Vectors without the file that names them are nobody's; the next save clears them up."""
+    folder = tmp_path / "tools"
+    index.save(folder)
+    expected = [hit.chunk.id for hit in index.search("rain", k=4)]
+    np.save(folder / "vectors-feed.npy", np.zeros((3, embedder.dim), np.float32))
+    (folder / "tools.json.new").write_text('{"format"')
+
+    loaded = ToolIndex.load(folder, embedder)
+    assert [hit.chunk.id for hit in loaded.search("rain", k=4)] == expected
+    loaded.save(folder)
+
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+
+
 def test_unknown_tools_are_not_learned(index, tmp_path):
     """Neither from Python nor from a file, whose line is named."""
     with pytest.raises(DataError, match="'magic'"):
