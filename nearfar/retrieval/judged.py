@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +109,15 @@ def read_queries(path: Path, *, known: Mapping[str, int] | None = None) -> list[
     found = []
     for number, row in rows(path):
         labels = row.get("qrels")
-        if not isinstance(row.get("text"), str) or not isinstance(labels, dict):
+        if not isinstance(row.get("text"), str) or not row["text"].strip() or not isinstance(labels, dict):
             raise broken_line(path, number, "a query needs `text` and `qrels`")
         try:
-            relevant = {str(name): float(gain) for name, gain in labels.items() if float(gain) > 0}
+            gains = {str(name): float(gain) for name, gain in labels.items()}
         except (TypeError, ValueError) as exc:
             raise broken_line(path, number, "the gains in `qrels` are numbers") from exc
+        if not all(map(isfinite, gains.values())):
+            raise broken_line(path, number, "the gains in `qrels` are finite")
+        relevant = {name: gain for name, gain in gains.items() if gain > 0}
         if known is not None and not any(name in known for name in relevant):
             raise broken_line(path, number, "none of the documents in `qrels` is in the corpus")
         found.append(JudgedQuery(str(row.get("id", number)), row["text"], relevant))
