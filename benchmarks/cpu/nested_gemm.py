@@ -84,10 +84,11 @@ def nested(size: int) -> list[Kernel]:
 
     def exact(width: int) -> Callable[[torch.Tensor], np.ndarray[Any, Any]]:
         def product(x: torch.Tensor) -> np.ndarray[Any, Any]:
-            values = x.float().numpy()
-            top = np.abs(values).max(1, keepdims=True)
+            values = x.float().numpy().reshape(len(x), groups, GROUP)
+            top = np.abs(values).max(2, keepdims=True)
             codes = np.rint(values * (np.float32(127) / top)).astype(np.float64)
-            return codes @ part.at(width).astype(np.float64).T * (top / np.float32(127)).astype(np.float64)
+            rounded = codes * (top / np.float32(127)).astype(np.float64)
+            return rounded.reshape(len(x), size) @ part.at(width).astype(np.float64).T
 
         return product
 

@@ -104,13 +104,19 @@ def assert_agrees(made, x, widths, parts, tolerance=16 * FLOAT32_STEP):
         for width in set(widths)
     }
     for row, width in enumerate(widths):
-        values = x[row].float().numpy()
-        largest = np.abs(values).max()
-        codes = np.rint(values * (np.float32(127) / largest)).astype(np.float64) if largest else values
-        step = np.float64(np.float32(largest) / np.float32(127))
+        rounded = rounded_row(x[row].float().numpy(), parts[0].group_size)
         whole, sizes = matrices[width]
-        error = np.abs(made[row].double().numpy() - step * (whole @ codes))
-        assert (error <= tolerance * step * (sizes @ np.abs(codes))).all(), width
+        error = np.abs(made[row].double().numpy() - whole @ rounded)
+        assert (error <= tolerance * (sizes @ np.abs(rounded))).all(), width
+
+
+def rounded_row(values, group_size):
+    """Each group of a row in whole steps, of its largest magnitude over 127, in double precision."""
+    starts = np.arange(0, len(values), group_size)
+    tops = np.maximum.reduceat(np.abs(values), starts).repeat(group_size)[: len(values)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes = np.where(tops > 0, np.rint(values * (np.float32(127) / tops)), 0)
+    return codes.astype(np.float64) * (tops / np.float32(127)).astype(np.float64)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +236,17 @@ def test_a_row_of_next_to_nothing_gives_zeros(instructions, size):
     parts = [matrix(20, 96, WIDTHS, 32, 5)]
 
     assert torch.equal(linear(torch.full((2, 96), size), [2, 8], parts), torch.zeros(2, 20))
+
+
+def test_groups_of_next_to_nothing_beside_others_are_read_right(instructions):
+    """Zeros, numbers that have no step, and numbers a hundred times larger than their neighbours."""
+    parts = [matrix(20, 160, WIDTHS, 32, 5)]
+    x = torch.randn(4, 160, generator=torch.Generator().manual_seed(0))
+    x[:, 32:64] = 0
+    x[1, 64:96] = 1e-35
+    x[2, 96:128] *= 100
+
+    assert_agrees(linear(x, [2, 4, 6, 8], parts), x, [2, 4, 6, 8], parts)
 
 
 def test_offset_and_strided_inputs_are_read_right(instructions):

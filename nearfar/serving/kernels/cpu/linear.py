@@ -123,8 +123,9 @@ def _blocked(values: Tensor, blocks: int) -> Tensor:
 def packed_linear(x: Tensor, row_widths: Tensor, packed: Tensor, *, num_outputs: int) -> Tensor:
     """Each row of `x`, (rows, columns), times a packed matrix at the row's width: (rows, num_outputs) of x's type.
 
-    A row is rounded to int8 first, in steps of its largest magnitude over 127. A row's result does not depend on the
-    other rows, to the last bit. A row with a NaN or an infinity is NaN throughout. `load` must have been called.
+    A row is rounded to int8 first, each group of columns in steps of its largest magnitude over 127. A row's result
+    does not depend on the other rows, to the last bit. A row with a NaN or an infinity is NaN throughout. `load` must
+    have been called.
 
     Raises:
         RuntimeError: the tensors do not fit together, or a row asks for a width that was not stored.

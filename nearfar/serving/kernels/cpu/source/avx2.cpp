@@ -97,12 +97,11 @@ void half(const Pass& job, int lane) {
       if constexpr (kSums == 2) whole = _mm256_add_epi32(_mm256_slli_epi32(whole, 4), sum[r][1]);
       const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), slope);
       const __m256 value = _mm256_fmadd_ps(offset, _mm256_set1_ps(job.sums[group * Rows + r]), product);
-      total[r] = _mm256_fmadd_ps(scale, value, total[r]);
+      const __m256 step = _mm256_set1_ps(job.steps[group * Rows + r]);
+      total[r] = _mm256_fmadd_ps(scale, _mm256_mul_ps(value, step), total[r]);
     }
   }
-  for (int r = 0; r < Rows; ++r) {
-    _mm256_storeu_ps(job.out + r * kTile + lane, _mm256_mul_ps(total[r], _mm256_set1_ps(job.x_scales[r])));
-  }
+  for (int r = 0; r < Rows; ++r) _mm256_storeu_ps(job.out + r * kTile + lane, total[r]);
 }
 
 template <int Planes, int Rows>

@@ -136,12 +136,11 @@ void pass(const Pass& job) {
       }
       const __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), slope);
       const __m512 value = _mm512_fmadd_ps(offset, _mm512_set1_ps(job.sums[group * Rows + r]), dot);
-      total[r] = _mm512_fmadd_ps(scale, value, total[r]);
+      const __m512 step = _mm512_set1_ps(job.steps[group * Rows + r]);
+      total[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(value, step), total[r]);
     }
   }
-  for (int r = 0; r < Rows; ++r) {
-    _mm512_storeu_ps(job.out + r * kTile, _mm512_mul_ps(total[r], _mm512_set1_ps(job.x_scales[r])));
-  }
+  for (int r = 0; r < Rows; ++r) _mm512_storeu_ps(job.out + r * kTile, total[r]);
 }
 
 template <int Planes, int Rows>

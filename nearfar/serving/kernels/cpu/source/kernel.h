@@ -28,15 +28,16 @@ struct Pass {
   int width;                         // bits
   const std::int8_t* x;              // [tile][row][16]
   const float* sums;                 // [group][row], of the row's integers
-  const float* x_scales;             // [row]
+  const float* steps;                // [group][row], what an integer is worth
   float* out;                        // [row][16]
 };
 
 struct Instructions {
-  // Writes a row of `columns` numbers as int8 into every `row_stride`-th 16 bytes of `x`, the sum of each group into
-  // every `sum_stride`-th float of `sums`, and returns the step. A row with a NaN or an infinity has step NaN.
-  float (*quantize)(const void* row, int kind, std::int64_t columns, std::int64_t group_tiles, std::int8_t* x,
-                    std::int64_t row_stride, float* sums, std::int64_t sum_stride);
+  // Writes a row of `columns` numbers as int8 into every `tile_stride`-th byte of `x`, 16 at a time, and each group's
+  // sum and step into every `group_stride`-th float of `sums` and `steps`. A group with a NaN or an infinity has step
+  // NaN, and with it every output of the row.
+  void (*quantize)(const void* row, int kind, std::int64_t columns, std::int64_t group_tiles, std::int8_t* x,
+                   std::int64_t tile_stride, float* sums, float* steps, std::int64_t group_stride);
   void (*run[kMostRows])(const Pass&);  // by the number of rows, less one
   void (*store)(const float* from, int count, int kind, void* to);
 };

@@ -56,7 +56,7 @@ struct Chunk {
   std::int64_t place;  // of the width
   std::vector<std::int64_t> rows;
   std::vector<std::int8_t> x;
-  std::vector<float> sums, scales;
+  std::vector<float> sums, steps;  // [group][row]
 };
 
 std::vector<Chunk> chunks_of(const std::int32_t* row_widths, std::int64_t rows, const Head& head) {
@@ -108,16 +108,16 @@ Tensor packed_linear(const Tensor& x, const Tensor& row_widths, const Tensor& pa
   for (Chunk& chunk : chunks) {
     chunk.x.resize(tiles * chunk.rows.size() * kTile);
     chunk.sums.resize(head.groups * chunk.rows.size());
-    chunk.scales.resize(chunk.rows.size());
+    chunk.steps.resize(head.groups * chunk.rows.size());
   }
   const auto quantize = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t at = begin; at < end; ++at) {
       Chunk& chunk = chunks[at];
       const std::int64_t count = chunk.rows.size();
       for (std::int64_t i = 0; i < count; ++i) {
-        chunk.scales[i] =
-            chosen->quantize(x_data + chunk.rows[i] * x_stride, kind, head.columns, head.group_tiles,
-                             chunk.x.data() + i * kTile, count * kTile, chunk.sums.data() + i, count);
+        chosen->quantize(x_data + chunk.rows[i] * x_stride, kind, head.columns, head.group_tiles,
+                         chunk.x.data() + i * kTile, count * kTile, chunk.sums.data() + i, chunk.steps.data() + i,
+                         count);
       }
     }
   };
@@ -155,7 +155,7 @@ Tensor packed_linear(const Tensor& x, const Tensor& row_widths, const Tensor& pa
         job.width = static_cast<int>(head.widths[chunk.place]);
         job.x = chunk.x.data();
         job.sums = chunk.sums.data();
-        job.x_scales = chunk.scales.data();
+        job.steps = chunk.steps.data();
         job.out = made;
         chosen->run[chunk.rows.size() - 1](job);
         for (std::size_t i = 0; i < chunk.rows.size(); ++i) {
