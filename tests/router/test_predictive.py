@@ -300,6 +300,26 @@ def test_the_sentence_that_asks_is_read():
     assert (before["num_decimal_dollars"], at_end["num_decimal_dollars"]) == (1, 0)
 
 
+def test_options_that_are_near_each_other_are_told():
+    """Likeness and overlap rise with common words; bare numbers, verdicts and their spread are seen; none is zero."""
+
+    def form(*options):
+        letters = (f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
+        return dict(zip(SURFACE, surface_features("Which law of motion holds?" + "".join(letters)), strict=True))
+
+    apart, near = form("Ohm", "rain", "seven", "king"), form("first law", "second law", "third law", "law of motion")
+    numbers, verdicts = form("5 N", "50 N", "500 N"), form("True, True", "True, False", "False, False")
+
+    assert near["option_likeness"] > apart["option_likeness"] == 0
+    assert near["option_overlap_max"] == 1
+    assert near["option_common_words"] == 1
+    assert near["option_spelling_likeness"] > apart["option_spelling_likeness"]
+    assert numbers["bare_number_option_share"] == verdicts["verdict_option_share"] == 1
+    assert numbers["option_number_spread"] == pytest.approx(np.log(100))
+    assert apart["bare_number_option_share"] == apart["verdict_option_share"] == 0
+    assert not any(value for name, value in form().items() if "option_" in name)
+
+
 def test_reading_routers_needs_no_numpy():
     """The protocol and the names cost no heavy import."""
     import subprocess

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from math import exp, log1p
+from itertools import combinations, pairwise
+from math import exp, log, log1p
 
 from nearfar.types import Signals
 
@@ -29,8 +29,17 @@ _SHOUTED_NEGATION = re.compile(r"\b(?:NOT|EXCEPT|LEAST|FALSE)\b")
 _STATEMENTS = re.compile(r"\bstatement 1\b|\bi only\b|\bii\b", re.IGNORECASE)
 _CATCH_ALL = re.compile(r"\b(?:all|none) of (?:the above|these)\b|\bboth\b", re.IGNORECASE)
 _DECIMAL_MONEY = re.compile(r"\$\s?\d[\d,]*\.\d")
+_YEAR = re.compile(r"\b(?:1[5-9]|20)\d\d\b")
+_CAPITALISED = re.compile(r"\b[A-Z][a-z]")
+_VERDICT = re.compile(
+    r"(?:\W*\b(?:true|false|wrong|not|yes|no|both|neither|either|only|i|ii|iii|iv|and|valid|invalid)\b)+\W*",
+    re.IGNORECASE,
+)
 _TIME = re.compile(r"\b(?:hour|minute|day|week|month|year)s?\b", re.IGNORECASE)
 _MONEY = re.compile(r"\b(?:dollars?|cents?|costs?|spend|spent|pay|paid|earn|price|money|profit)\b|\$", re.IGNORECASE)
+
+#: What is read of the options: more and longer ones cost time and tell no more.
+_MOST_OPTIONS, _MOST_CHARACTERS = 6, 300
 
 #: Names of `RoutingQuery.surface`, in its order.
 SURFACE = (
@@ -77,6 +86,29 @@ SURFACE = (
     "ask_starts_with_if",
     "ask_commas",
     "ask_percent",
+    "num_distinct_question_words",
+    "ends_with_question_mark",
+    "ends_with_colon",
+    "num_years",
+    "num_quotes",
+    "capitalised_share",
+    "option_overlap",
+    "option_overlap_max",
+    "option_overlap_range",
+    "option_likeness",
+    "option_likeness_max",
+    "option_spelling_likeness",
+    "option_spelling_likeness_max",
+    "option_common_words",
+    "log_option_length",
+    "option_length_variation",
+    "bare_number_option_share",
+    "verdict_option_share",
+    "capitalised_option_share",
+    "option_capitalised_words",
+    "option_number_spread",
+    "option_same_start_share",
+    "option_word_length",
 )
 
 
@@ -206,8 +238,68 @@ def surface_features(text: str) -> tuple[float, ...]:
         "ask_starts_with_if": lower_ask.startswith("if"),
         "ask_commas": ask.count(","),
         "ask_percent": "%" in ask or "percent" in lower_ask,
+        "ends_with_question_mark": question.endswith("?"),
+        "ends_with_colon": question.endswith(":"),
+        "num_years": len(_YEAR.findall(question)),
+        "num_quotes": question.count('"') + question.count("\u201c"),
+        **_option_features(question, [each[:_MOST_CHARACTERS] for each in options[:_MOST_OPTIONS]]),
     }
     return tuple(float(features[name]) for name in SURFACE)
+
+
+def _option_features(question: str, options: Sequence[str]) -> dict[str, float]:
+    """What tells how far apart answer options are: near ones are hard to choose between, bare numbers to come by.
+
+    Likeness is the Jaccard index of two options' words, or of their runs of three letters; zeros without two options.
+    """
+    asked = set(re.findall(r"\w+", question.lower()))
+    features = {
+        "num_distinct_question_words": float(len(asked)),
+        "capitalised_share": len(_CAPITALISED.findall(question)) / (len(asked) or 1),
+    }
+    if len(options) < 2:
+        return dict.fromkeys((name for name in SURFACE if "option_" in name), 0.0) | features
+    num, lower = len(options), [option.lower() for option in options]
+    lists = [re.findall(r"\w+", option) for option in lower]
+    words, starts = [set(each) for each in lists], [each[0] if each else "" for each in lists]
+    spelled = [{option[i : i + 3] for i in range(len(option) - 2)} for option in lower]
+    overlaps = [len(each & asked) / (len(each) or 1) for each in words]
+    alike, spelled_alike = ([_jaccard(*pair) for pair in combinations(sets, 2)] for sets in (words, spelled))
+    lengths = [len(option) for option in options]
+    mean_length, num_words = sum(lengths) / num, sum(map(len, lists)) or 1
+    numbers = [float(found.group().replace(",", "")) for found in map(_NUMBER.search, options) if found]
+    positive = [number for number in numbers if number > 0]
+    return features | {
+        "option_overlap": sum(overlaps) / num,
+        "option_overlap_max": max(overlaps),
+        "option_overlap_range": max(overlaps) - min(overlaps),
+        "option_likeness": sum(alike) / len(alike),
+        "option_likeness_max": max(alike),
+        "option_spelling_likeness": sum(spelled_alike) / len(alike),
+        "option_spelling_likeness_max": max(spelled_alike),
+        "option_common_words": float(len(set.intersection(*words))),
+        "log_option_length": sum(map(log1p, lengths)) / num,
+        "option_length_variation": (sum((each - mean_length) ** 2 for each in lengths) / num) ** 0.5
+        / max(1.0, mean_length),
+        "bare_number_option_share": sum(map(_is_bare_number, options)) / num,
+        "verdict_option_share": sum(bool(_VERDICT.fullmatch(option)) for option in options) / num,
+        "capitalised_option_share": sum(bool(_CAPITALISED.match(option)) for option in options) / num,
+        "option_capitalised_words": sum(len(_CAPITALISED.findall(option)) for option in options) / num_words,
+        "option_number_spread": min(10.0, log(max(positive)) - log(min(positive))) if len(positive) > 2 else 0.0,
+        "option_same_start_share": sum(one == other for one, other in combinations(starts, 2)) / len(alike),
+        "option_word_length": sum(len(word) for each in lists for word in each) / num_words,
+    }
+
+
+def _is_bare_number(option: str) -> bool:
+    """Whether it has digits and hardly a letter, as in 12 and 3.5 km."""
+    return any(map(str.isdigit, option)) and sum(map(str.isalpha, option)) <= 4
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    """Share of what two sets have together that is in both; 0 for two empty ones."""
+    both = len(one & other)
+    return both / ((len(one) + len(other) - both) or 1)
 
 
 def _question(text: str) -> str:
