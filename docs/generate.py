@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 from agent_tables import agent_documents
+from budget_tables import budget_documents
 from call_tables import call_documents
 from capacity_tables import capacity_documents
 from code_tables import code_documents
@@ -64,6 +65,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield from gpu_kernel_documents()
     yield from guarantee_documents()
     yield from agent_documents()
+    yield from budget_documents()
     yield from call_documents()
     yield from capacity_documents()
     yield from code_documents()
