@@ -310,21 +310,19 @@ class _Plan:
         self._opened: set[int] = set()
         self._said: list[str] = []  # what is kept, plain
 
-    def take(self, hit: Hit, share: float) -> bool:
+    def take(self, hit: Hit, share: float) -> None:
         """Keeps the sentence whole, if that share of the budget has room for it."""
         number = hit.chunk.metadata["passage"]
         cost = self._count(hit.chunk.text) + self._opening(number)
         if self._budget is not None and self._used + cost > share * self._budget:
-            return False
+            return
         self._used += cost
         self._open(number)
         self._whole.add(hit.chunk.id)
         self._said.append(plain(hit.chunk.text))
-        return True
 
     def fill(self, runs: Sequence[Hit], *, keeps_digits: bool) -> None:
         """Spends what is left on runs of words, by their share of belief for each token."""
-        queue: list[tuple[float, int, bool]] = []
         where = [self._place(run) for run in runs]
         costs = [max(1, self._count(run.chunk.text)) for run in runs]
 
