@@ -1,12 +1,13 @@
 """SmolLM2 on BFCL's public items: BFCL's own prompt against calls in small steps, per category.
 
-    python benchmarks/bfcl.py answer plain|structured [--out DIR] [--limit N] [--seconds S]
+    python benchmarks/bfcl.py answer plain|structured|adapters [--out DIR] [--limit N] [--seconds S] [--adapters DIR]
     python benchmarks/bfcl.py report [--out DIR]
 
 Half of the items, by a hash of their ids, set the rules of the structured caller; the figures are of the other half.
 `answer` asks items of all categories in turn, can be stopped and run again; `report` compares the two on the items that
 both answered and writes results/bfcl.json. The plain prompt's answers are read leniently: calls in any form, also among
-other words; how the leaderboard reads them is told beside.
+other words; how the leaderboard reads them is told beside. `adapters` is the structured caller with the caller's
+adapter of benchmarks/agents_training.py; it is told beside where it has answered the same items.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ WEIGHTS = Path.home() / ".cache" / "nearfar" / "weights" / "smollm2" / "SmolLM2-
 RESAMPLES = 2000
 LEAST = 5  # items of a category that an interval is told of
 AGENTS = ("plain", "structured")
+ADAPTERS = "adapters"
 
 
 def is_reported(item_id: str) -> bool:
@@ -85,12 +87,13 @@ class OneModel:
         return self._model.stream(query)
 
 
-async def answer(agent: str, limit: int, most_s: float, out: Path) -> None:
+async def answer(agent: str, limit: int, most_s: float, out: Path, adapters: Path) -> None:
     """Asks until all is answered or the time is up; one line an item."""
     path = out / f"{agent}.jsonl"
     done = {json.loads(line)["id"] for line in path.read_text().splitlines()} if path.exists() else set()
-    model = LlamaCppModel(WEIGHTS, name="smollm2", context_window=8192, parallel=1, threads=1)
-    one = OneModel(model)
+    loras = {"caller": adapters / "caller" / "adapter.gguf"} if agent == ADAPTERS else {}
+    model = LlamaCppModel(WEIGHTS, name="smollm2", context_window=8192, parallel=1, threads=1, loras=loras)
+    one = OneModel(model.with_lora("caller") if loras else model)
     asking = (
         plain(one, "smollm2")
         if agent == "plain"
@@ -125,11 +128,12 @@ def report(out: Path) -> None:
     answers = {agent: {row["id"]: row for row in rows(out / f"{agent}.jsonl")} for agent in AGENTS}
     both = [item for item in items(10**6) if all(item.id in found for found in answers.values())]
     right: dict[str, dict[str, list[float]]] = {}
-    for name, agent, reading in (
+    readings = (
         ("plain", "plain", "lenient"),
         ("plain_strict", "plain", "strict"),
         ("structured", "structured", "strict"),
-    ):
+    )
+    for name, agent, reading in readings:
         right[name] = {category: [] for category in CATEGORIES}
         for item in both:
             verdict = judge(item, answers[agent][item.id]["answer"], reading=reading)  # type: ignore[arg-type]  # a literal
@@ -143,16 +147,11 @@ def report(out: Path) -> None:
         "n": len(both),
         "split": "the half of the public items that set no rule; categories in turn, as many as both answered",
         "macro_ast": {name: macro([found[category] for category in compared]) for name, found in right.items()},
-        "macro_ast_difference": macro(
-            [
-                [b - a for a, b in zip(right["plain"][category], right["structured"][category], strict=True)]
-                for category in compared
-            ]
-        ),
+        "macro_ast_difference": macro([gains(right, "plain", "structured", category) for category in compared]),
         "categories": {
             category: {"n": len(right["plain"][category])}
             | {name: macro([found[category]]) for name, found in right.items()}
-            | {"difference": macro([[b - a for a, b in zip(*pair(right, category), strict=True)]])}
+            | {"difference": macro([gains(right, "plain", "structured", category)])}
             for category in CATEGORIES
             if right["plain"][category]
         },
@@ -164,13 +163,36 @@ def report(out: Path) -> None:
             for agent, found in answers.items()
         },
     }
+    trained = {row["id"]: row for row in rows(out / f"{ADAPTERS}.jsonl")}
+    if trained:
+        results["adapters"] = beside([item for item in both if item.id in trained], answers["structured"], trained)
     print(json.dumps({key: results[key] for key in ("n", "macro_ast", "macro_ast_difference", "categories")}, indent=1))
     save(results, "bfcl")
 
 
-def pair(right: dict[str, dict[str, list[float]]], category: str) -> tuple[list[float], list[float]]:
-    """The two agents' verdicts on the same items."""
-    return right["plain"][category], right["structured"][category]
+def beside(asked: list[BfclItem], base: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The structured caller as it is and with its adapter, by category, on the items that both answered."""
+    right: dict[str, dict[str, list[float]]] = {name: {} for name in ("structured", ADAPTERS)}
+    for item in asked:
+        for name, answers in (("structured", base), (ADAPTERS, trained)):
+            is_right = judge(item, answers[item.id]["answer"]).is_correct
+            right[name].setdefault(item.category, []).append(float(is_right))
+
+    def compared(categories: list[str]) -> dict[str, Any]:
+        found = {name: macro([of[category] for category in categories]) for name, of in right.items()}
+        difference = macro([gains(right, "structured", ADAPTERS, category) for category in categories])
+        return (
+            {"n": sum(len(right[ADAPTERS][category]) for category in categories)} | found | {"difference": difference}
+        )
+
+    told = [category for category in AST_CATEGORIES if len(right[ADAPTERS].get(category, ())) >= LEAST]
+    result: dict[str, Any] = {"categories": {category: compared([category]) for category in told}}
+    return result | ({"macro_ast": compared(told)} if len(told) == len(AST_CATEGORIES) else {})
+
+
+def gains(right: dict[str, dict[str, list[float]]], one: str, other: str, category: str) -> list[float]:
+    """How much better `other` is on each of the category's items."""
+    return [b - a for a, b in zip(right[one][category], right[other][category], strict=True)]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -192,8 +214,9 @@ def main() -> None:
     """Runs the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("answer", "report"))
-    parser.add_argument("agent", nargs="?", choices=AGENTS)
+    parser.add_argument("agent", nargs="?", choices=(*AGENTS, ADAPTERS))
     parser.add_argument("--out", type=Path, default=Path("build/bfcl"))
+    parser.add_argument("--adapters", type=Path, default=Path("build/agents_training"))
     parser.add_argument("--limit", type=int, default=40, help="items of each category")
     parser.add_argument("--seconds", type=float, default=1e9)
     arguments = parser.parse_args()
@@ -201,7 +224,7 @@ def main() -> None:
         report(arguments.out)
     else:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        asyncio.run(answer(arguments.agent, arguments.limit, arguments.seconds, arguments.out))
+        asyncio.run(answer(arguments.agent, arguments.limit, arguments.seconds, arguments.out, arguments.adapters))
 
 
 if __name__ == "__main__":

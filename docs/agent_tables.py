@@ -23,6 +23,18 @@ _SETS = {
     "bfcl_all": "BFCL, all with gold calls",
     "toolalpaca": "ToolAlpaca",
 }
+_FIGURES = {
+    "plan_accuracy": "ToolAlpaca, plan accuracy",
+    "action_em": "ToolAlpaca, action exact match",
+    "argument_f1": "ToolAlpaca, argument F1",
+    "all_right": "ToolAlpaca, all calls right",
+}
+_SOURCES = {
+    "apibank": "API-Bank",
+    "metatool_multi": "MetaTool's for several tools",
+    "metatool_single": "MetaTool's for one",
+}
+_DEVICES = {"cpu": "one CPU core, shared", "cuda": "one GPU"}
 
 
 def agent_documents() -> Iterator[tuple[Path, str]]:
@@ -39,26 +51,76 @@ def agent_documents() -> Iterator[tuple[Path, str]]:
 
 
 def _bfcl(results: Mapping[str, Any]) -> str:
+    trained = results.get("adapters", {"categories": {}})
+    heads = ["plain prompt, read leniently", "as the leaderboard reads it", "structured"]
+    heads += ["structured, trained caller"] if trained["categories"] else []
+
+    def row(found: Mapping[str, Any], beside: Mapping[str, Any] | None) -> str:
+        cells = [_interval(found[name]) for name in ("plain", "plain_strict", "structured")]
+        if trained["categories"]:
+            cells.append(_beside(beside, found.get("n", results["n"])))
+        return " | ".join(cells)
+
     lines = [
         f"{results['n']} items; {results['model']}.",
         "",
-        "| category | n | plain prompt, read leniently | as the leaderboard reads it | structured | difference |",
-        "|---|---:|---|---|---|---|",
+        f"| category | n | {' | '.join(heads)} | structured less plain |",
+        f"|---|---:|{'---|' * (len(heads) + 1)}",
     ]
     for category, found in results["categories"].items():
-        lines.append(f"| `{category}` | {found['n']} | {_row(found)} | {_signed(found['difference'])} |")
-    difference = _signed(results["macro_ast_difference"])
-    lines.append(f"| **macro average over the AST categories** | | {_row(results['macro_ast'])} | **{difference}** |")
+        cells = row(found, trained["categories"].get(category))
+        lines.append(f"| `{category}` | {found['n']} | {cells} | {_signed(found['difference'])} |")
+    cells, difference = row(results["macro_ast"], trained.get("macro_ast")), _signed(results["macro_ast_difference"])
+    lines.append(f"| **macro average over the AST categories** | | {cells} | **{difference}** |")
     plain, small = results["cost"]["plain"], results["cost"]["structured"]
     plain_cost, small_cost = (
         f"{cost['tokens_per_item']:,.0f} in {cost['model_calls_per_item']:.1f} model calls" for cost in (plain, small)
     )
-    told = f"Tokens per item, prompt and answer: {plain_cost} with the plain prompt, {small_cost} in small steps."
-    return "\n".join([*lines, "", told])
+    lines += [
+        "",
+        f"Tokens per item, prompt and answer: {plain_cost} with the plain prompt, {small_cost} in small steps.",
+    ]
+    if "macro_ast" in trained:
+        gain, n = _signed(trained["macro_ast"]["difference"]), trained["macro_ast"]["n"]
+        lines.append(f"The caller's adapter changes the macro average by {gain}, on the same {n} items.")
+    return "\n".join(lines)
 
 
-def _row(found: Mapping[str, Any]) -> str:
-    return " | ".join(_interval(found[name]) for name in ("plain", "plain_strict", "structured"))
+def _beside(found: Mapping[str, Any] | None, n: int) -> str:
+    if found is None:
+        return "–"
+    return _interval(found["adapters"]) + ("" if found["n"] == n else f", n = {found['n']}")
+
+
+def _training(results: Mapping[str, Any]) -> str:
+    trained, toolalpaca, bfcl = results["trained"], results["toolalpaca"], results["bfcl"]
+
+    def row(label: str, n: int, found: Mapping[str, Any]) -> str:
+        cells = (_interval(found["base"]), _interval(found["adapters"]), _signed(found["difference"]))
+        return f"| {label} | {n} | {' | '.join(cells)} |"
+
+    lines = ["| | n | the model as it is | with its roles' adapters | difference |", "|---|---:|---|---|---|"]
+    lines += [row(label, toolalpaca["n"], toolalpaca[name]) for name, label in _FIGURES.items()]
+    lines += [row(f"BFCL, `{name}`", found["n"], found) for name, found in bfcl["categories"].items()]
+    if "macro_ast" in bfcl:
+        found = bfcl["macro_ast"]
+        lines.append(row("**BFCL, macro average over the AST categories**", found["n"], found))
+    losses = ["| role | turns | untrained | after the backbone | after its own stage |", "|---|---:|---:|---:|---:|"]
+    backbone, *stages = trained["stages"]
+    for stage in stages:
+        name = stage["name"]
+        values = (trained["untrained"][name], backbone["validation"][name], stage["validation"][name])
+        losses.append(f"| {name} | {stage['num_turns']:,} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in results["gguf_bytes"].items())
+    tasks = ", ".join(f"{n:,} of {_SOURCES[name]}" for name, n in trained["tasks"].items())
+    told = (
+        f"Trained on {sum(trained['tasks'].values()):,} tasks ({tasks}) in {trained['seconds'] / 60:.0f} minutes of "
+        f"{_DEVICES.get(trained['device'], trained['device'])}; each adapter has {trained['num_parameters']:,} numbers "
+        f"({sizes})."
+    )
+    return "\n".join(
+        [told, "Nats per token of turns that were held back:", "", *losses, "", f"{results['model']}:", "", *lines]
+    )
 
 
 def _parity(results: Mapping[str, Any]) -> str:
@@ -103,4 +165,5 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "bfcl": _bfcl,
     "bfcl_parity": _parity,
     "agents_roles": _roles,
+    "agents_training": _training,
 }

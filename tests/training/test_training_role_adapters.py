@@ -40,17 +40,11 @@ def turns(n: int = 8) -> list[RoleTurn]:
 
 
 async def test_roles_learn_their_own_turns_and_llama_cpp_reads_the_adapters(tmp_path: Path) -> None:
-    """A run that is stopped after every batch comes to the same adapters, which say what they were taught."""
+    """A run that was stopped comes to the same adapters, which say what they were taught."""
     whole = train_roles(smollm2_path(), turns(), tmp_path / "whole", recipe=RECIPE, validation=turns(2))
-    calls = 1
-    stopped = train_roles(
-        smollm2_path(), turns(), tmp_path / "stopped", recipe=RECIPE, validation=turns(2), seconds=1e-9
-    )
-    while not stopped.is_complete and calls < 20:
-        calls += 1
-        stopped = train_roles(
-            smollm2_path(), turns(), tmp_path / "stopped", recipe=RECIPE, validation=turns(2), seconds=1e-9
-        )
+    folder = tmp_path / "stopped"
+    begun = train_roles(smollm2_path(), turns(), folder, recipe=RECIPE, validation=turns(2), seconds=1e-9)
+    stopped = train_roles(smollm2_path(), turns(), folder, recipe=RECIPE, validation=turns(2))
 
     backbone, planner, caller = whole.stages
     assert (backbone.name, planner.name, caller.name) == ("backbone", "planner", "caller")
@@ -59,8 +53,10 @@ async def test_roles_learn_their_own_turns_and_llama_cpp_reads_the_adapters(tmp_
     assert caller.validation["caller"] < backbone.validation["caller"] < whole.untrained["caller"]
     assert planner.gguf_bytes == planner.gguf.stat().st_size < 1_000_000
     assert (caller.peft / "adapter_model.safetensors").is_file()
-    assert calls > 3
-    assert stopped.untrained == whole.untrained
+    assert not begun.is_complete
+    assert begun.stages == ()
+    assert stopped.is_complete
+    assert stopped.untrained == whole.untrained == begun.untrained
     assert [each.loss for each in stopped.stages] == pytest.approx([each.loss for each in whole.stages], rel=1e-4)
     assert not (tmp_path / "stopped" / "states.pt").exists()
 
