@@ -440,7 +440,7 @@ _NAMED = re.compile(r"(?<=[a-z,] )[A-Z][\w'’-]+")
 
 
 def speech(data: Path) -> dict[str, Any]:
-    """What is left of answers to questions on one long document, cut into its paragraphs and uncut.
+    """What is left of answers to questions on one long document, cut into its paragraphs; uncut it is ranked the same.
 
     The answers are in somebody's own words: one of them stands in the speech as it is. So three things are looked for,
     as far as an answer has them: its longest quote of the speech, its numbers and names, and four fifths of its words
@@ -449,10 +449,9 @@ def speech(data: Path) -> dict[str, Any]:
     """
     text = (data / "documents" / "sotu_2023.txt").read_text()
     chunks = [Chunk(part, "sotu", 0, len(part), {"title": ""}) for part in text.split("\n\n") if part.strip()]
-    uncut = [Chunk(text, "sotu", 0, len(text), {"title": ""})]
     rows = [json.loads(line) for line in (data / "documents" / "sotu_qa.jsonl").read_text().splitlines()]
     compressor = Compressor(Remembered(StaticEmbedder()))
-    known: dict[tuple[int, str], Any] = {}
+    known: dict[int, Any] = {}
     results: dict[str, Any] = {
         "questions": len(rows), "passages": len(chunks), "tokens": count_tokens(text),
         "answers that stand in it": sum(f" {plain(row['answer'])} " in f" {plain(text)} " for row in rows),
@@ -463,10 +462,9 @@ def speech(data: Path) -> dict[str, Any]:
             question = row["question"].split(": ", 1)[-1]
             wanted = Told.of(question, row["answer"], plain(text))
             left = dull(question, text, rate, place)
-            for name, passages in (("nearfar", chunks), ("nearfar, the speech uncut", uncut)):
-                if (place, name) not in known:
-                    known[place, name] = compressor.ranked(question, passages)
-                left[name] = compressor.compress(question, passages, rate=rate, ranked=known[place, name]).text
+            if place not in known:
+                known[place] = compressor.ranked(question, chunks)
+            left["nearfar"] = compressor.compress(question, chunks, rate=rate, ranked=known[place]).text
             for name, said in left.items():
                 for measure, value in wanted.measured(said).items():
                     half = "unseen half" if is_unseen(question) else "chosen half"
