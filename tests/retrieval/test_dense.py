@@ -111,7 +111,7 @@ def test_broken_and_missing_files_are_told_apart(tmp_path):
     """One is replaced by a writer, the other is damaged."""
     (tmp_path / "bad.faiss").write_bytes(b"IxFI" + b"\xff" * 40)
 
-    with pytest.raises(DataError, match="is broken"):
+    with pytest.raises(DataError, match="is damaged"):
         Dense.load(tmp_path / "bad.faiss")
     with pytest.raises(FileNotFoundError):
         Dense.load(tmp_path / "none.faiss")
