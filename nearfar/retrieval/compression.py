@@ -121,9 +121,10 @@ class Compressor:
 
     Sentences are ranked by a fitted score: the question's words and meaning in them and around them, how good their
     passage is, whether they have what the question asks for, and what leads to them from the best sentences of other
-    passages. The best are kept whole. The rest of the budget goes to runs of words (names, numbers with what they
-    count, dates, places), those first that are the likeliest to answer for their length, each once. The levels are the
-    budget controller of LLMLingua (arXiv:2310.05736), with fitted scores in place of its model.
+    passages. The best are kept whole as far as a share of the budget has room for them. The rest of it goes to runs of
+    words (names, numbers with what they count, dates, places), those first that are the likeliest to answer for their
+    length, each once. The levels are the budget controller of LLMLingua (arXiv:2310.05736), with fitted scores in place
+    of its model.
 
     Args:
         embedder: of the question and the sentences.
