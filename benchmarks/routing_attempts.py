@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 from provenance import provenance, save
-from routing import DATA, LLAMA, PACKAGES, PAIRS, Keeper, examples_of
+from routing import DATA, LLAMA, NEAR_DUPLICATE, PACKAGES, PAIRS, Keeper, examples_of
+from scipy.linalg import cho_factor, cho_solve
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
 from sklearn.utils.extmath import randomized_svd
 
 from nearfar.retrieval.embedders import StaticEmbedder
@@ -42,7 +46,6 @@ from nearfar.router.routing_table import load_routed
 NUM_FOLDS = 5
 #: Scores are kept by the code that made them.
 CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-NEAR_DUPLICATE = 0.8
 Predictor = Callable[[Any, Any], Any]  # positions to learn from, positions to predict → predictions
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -54,7 +57,6 @@ class Table:
 
     examples: Sequence[RoutingExample]
     minilm: Any
-    static: Any
     form: Any = field(init=False)
     gains: Any = field(init=False)
 
@@ -68,8 +70,12 @@ class Table:
         examples, minilm = examples_of(rows), keeper.minilm()
         if minilm is None:
             raise SystemExit("MiniLM is not installed and --keep has no vectors of it.")
-        texts = [each.text for each in examples]
-        return cls(examples, minilm.embed(texts), StaticEmbedder().embed(texts))
+        return cls(examples, minilm.embed([each.text for each in examples]))
+
+    @cached_property
+    def static(self) -> Any:
+        """The texts' static vectors."""
+        return StaticEmbedder().embed([each.text for each in self.examples])
 
     def words(self, learn: Any, targets: Any) -> Predictor:
         """Ridge on words and word pairs."""
@@ -98,6 +104,14 @@ class Table:
             return lambda positions: ridge.predict(matrix[positions])
 
         return fit
+
+    def kernel(self, learn: Any, targets: Any) -> Predictor:
+        """Ridge with a Gaussian kernel over form and MiniLM's vectors."""
+        mean, scale = self.form[learn].mean(0), np.maximum(self.form[learn].std(0), 1e-6)
+        form = 0.1 * np.clip((self.form - mean) / scale, -5, 5)
+        matrix, middle = np.hstack([form, self.minilm]).astype(np.float32), targets.mean(0)
+        ridge = KernelRidge(kernel="rbf", gamma=0.5, alpha=4).fit(matrix[learn], (targets - middle).astype(np.float32))
+        return lambda positions: ridge.predict(matrix[positions]) + middle
 
     def forest(self, learn: Any, targets: Any) -> Predictor:
         """Randomised trees on form and topics."""
@@ -146,20 +160,27 @@ class Table:
         return rows
 
 
+def unseen(table: Table, others: Sequence[RoutingQuery]) -> Any:
+    """Which of other queries are not among the table's, nor nearly."""
+    known = {question_key(each.text) for each in table.examples}
+    kept = np.array([question_key(each.text) not in known for each in others])
+    vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True)
+    theirs, mine = vectorizer.fit_transform(others), vectorizer.transform(table.examples)
+    for start in range(0, len(others), 500):
+        close = (theirs[start : start + 500] @ mine.T).max(axis=1).toarray().ravel()
+        kept[start : start + 500] &= close < NEAR_DUPLICATE
+    return kept
+
+
 def traits(table: Table, texts: Sequence[str], targets: Any) -> tuple[Any, int]:
     """What other texts' numbers would be for the table's queries, and how many texts that was learned from.
 
     Texts that are also in the table, or nearly, are left out.
     """
     others = [RoutingQuery(text) for text in texts]
-    known = {question_key(each.text) for each in table.examples}
-    vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True).fit(others)
-    mine = vectorizer.transform(table.examples)
-    kept = np.array([question_key(each.text) not in known for each in others])
-    theirs = vectorizer.transform(others)
-    for start in range(0, len(others), 500):
-        close = (theirs[start : start + 500] @ mine.T).max(axis=1).toarray().ravel()
-        kept[start : start + 500] &= close < NEAR_DUPLICATE
+    kept = unseen(table, others)
+    vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True)
+    theirs, mine = vectorizer.fit_transform(others), vectorizer.transform(table.examples)
     form = np.array([each.surface for each in others])
     mean, scale = form.mean(0), np.maximum(form.std(0), 1e-6)
     scaled = [sp.csr_matrix(0.05 * np.clip((each - mean) / scale, -5, 5)) for each in (form, table.form)]
@@ -254,7 +275,7 @@ def pro_traits(table: Table) -> tuple[Any, int]:
     return traits(table, questions["query"].to_pylist(), np.hstack([bands, left[:, :6] * sizes[:6]]))
 
 
-def gsm8k(keeper: Keeper) -> dict[str, Any]:
+def gsm8k(keeper: Keeper, num_draws: int) -> dict[str, Any]:
     """Attempts at `routellm_gsm8k`."""
     rows = load_routed(
         DATA / "router" / "routellm_gsm8k.parquet", weak=PAIRS["routellm_gsm8k"][0], strong=PAIRS["routellm_gsm8k"][1]
@@ -283,10 +304,10 @@ def gsm8k(keeper: Keeper) -> dict[str, Any]:
         "form with MiniLM and worked answers": table.blend(informed),
         "words, form with MiniLM and worked answers": table.blend(table.words, informed),
     }
-    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 3, keeper, "gsm8k")}
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, num_draws, keeper, "gsm8k")}
 
 
-def mmlu(keeper: Keeper) -> dict[str, Any]:
+def mmlu(keeper: Keeper, num_draws: int) -> dict[str, Any]:
     """Attempts at `routellm_mmlu`."""
     rows = load_routed(
         DATA / "router" / "routellm_mmlu.parquet", weak=PAIRS["routellm_mmlu"][0], strong=PAIRS["routellm_mmlu"][1]
@@ -294,8 +315,8 @@ def mmlu(keeper: Keeper) -> dict[str, Any]:
     table = Table.load(rows, keeper)
     difficulty, num_texts = pro_traits(table)
     extra = told(table.gains, other_outcomes(table, rows))
-    mini, kernel = table.linear(table.minilm, penalty=60), table.linear(table.minilm, num_features=1200, penalty=3)
-    features, outcomes = table.blend(table.words, table.forest, kernel), table.blend(table.words, extra=extra)
+    mini, waves = table.linear(table.minilm, penalty=60), table.linear(table.minilm, num_features=1200, penalty=3)
+    outcomes = table.blend(table.words, extra=extra)
     attempts = {
         "words": table.blend(table.words),
         "words, topics by trees": table.blend(table.words, table.forest),
@@ -303,16 +324,19 @@ def mmlu(keeper: Keeper) -> dict[str, Any]:
             table.words, table.forest, table.linear(table.static, penalty=60)
         ),
         "words, trees, form with MiniLM": table.blend(table.words, table.forest, mini),
-        "words, trees, random features of form and MiniLM": features,
+        "words, trees, random features of form and MiniLM": table.blend(table.words, table.forest, waves),
+        "kernel over form and MiniLM": table.blend(table.kernel),
+        "words, kernel over form and MiniLM": table.blend(table.words, table.kernel),
+        "words, trees, kernel over form and MiniLM": table.blend(table.words, table.forest, table.kernel),
         "words, trees, form with MiniLM and MMLU-Pro's difficulty": table.blend(
             table.words, table.forest, table.linear(table.minilm, 0.1 * difficulty, penalty=60)
         ),
         "words; 87 other outcomes of training questions": outcomes,
-        "random features and 87 other outcomes, their mean": lambda learn, positions: (
-            features(learn, positions) + outcomes(learn, positions)
+        "words, trees, kernel; 87 other outcomes of training questions": table.blend(
+            table.words, table.forest, table.kernel, extra=extra
         ),
     }
-    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1, keeper, "mmlu")}
+    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, num_draws, keeper, "mmlu")}
 
 
 def other_outcomes(table: Table, rows: Sequence[Any]) -> Any:
@@ -336,59 +360,205 @@ def other_outcomes(table: Table, rows: Sequence[Any]) -> Any:
     return found
 
 
-def cascade(keeper: Keeper) -> dict[str, Any]:
+def remembered(folder: Path, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, or gave when this code was run before."""
+    path = folder / f"texts {CODE} {name}.npy"
+    if not path.exists():
+        np.save(path, make())
+    return np.load(path)
+
+
+class Judge:
+    """Attempts at a cascade: the near answer's signals joined with what the texts say.
+
+    Args:
+        table: the queries.
+        read: the near answers' signals, a column each.
+        folder: keeps what the texts say, by the code that found it.
+    """
+
+    def __init__(self, table: Table, read: Any, folder: Path) -> None:
+        self.table, self.read, self.folder = table, read, folder
+        self.qualities = np.array([[each.weak, each.strong] for each in table.examples])
+        self.fits = {
+            "words": table.words,
+            "form": table.linear(penalty=3),
+            "form with MiniLM": table.linear(table.minilm),
+        }
+
+    def told(self, fit: str, targets: Any, learn: Any, positions: Any) -> tuple[Any, Any]:
+        """Targets as a fit foretells them: of the queries to learn from out of fold, and of the others."""
+        key = hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in (targets, learn, positions)))
+
+        def make() -> Any:
+            inner = np.array(fold_numbers([self.table.examples[i] for i in learn], 4, seed=1))
+            inside = np.zeros((len(learn), targets.shape[1]))
+            for part in range(4):
+                kept, left = learn[inner != part], learn[inner == part]
+                inside[inner == part] = self.fits[fit](kept, targets[kept])(left)
+            return np.vstack([inside, self.fits[fit](learn, targets[learn])(positions)])
+
+        found = remembered(self.folder, f"{fit} {key.hexdigest()[:16]}", make)
+        return found[: len(learn)], found[len(learn) :]
+
+    def ranks(self, learn: Any, at: Any) -> list[Any]:
+        """The signals' ranks among the answers to learn from, in [-1, 1]."""
+        return [2 * np.searchsorted(np.sort(column[learn]), column[at]) / len(learn) - 1 for column in self.read.T]
+
+    def stacked(
+        self, *fits: str, blocks: Sequence[Any] = (), by: str = "ridge", targets: Any = None, penalty: float = 100.0
+    ) -> Predictor:
+        """Texts' predictions, blocks that other tables gave, ranks, and their products, joined by `by`."""
+
+        def predict(learn: Any, positions: Any) -> Any:
+            aims = self.qualities if targets is None else targets
+            texts = [self.told(fit, aims, learn, positions) for fit in fits]
+            matrices = []
+            for which, at in enumerate((learn, positions)):
+                ranks = self.ranks(learn, at)
+                about = np.hstack([text[which] for text in texts] + [block[at] for block in blocks])
+                columns = [about, *(rank[:, None] ** power for rank in ranks for power in (1, 2, 3))]
+                if by != "trees":
+                    columns += [*(rank[:, None] * about for rank in ranks), (ranks[0] * ranks[1])[:, None]]
+                matrices.append(np.hstack(columns))
+            mean, scale = matrices[0].mean(0), np.maximum(matrices[0].std(0), 1e-9)
+            inside, outside = ((matrix - mean) / scale for matrix in matrices)
+            gains = self.table.gains[learn]
+            if by == "trees":
+                trees = ExtraTreesRegressor(
+                    100, min_samples_leaf=20, max_features=0.5, bootstrap=True, random_state=0
+                ).fit(inside, gains)
+                return trees.predict(outside)
+            if by == "classes":
+                classes = LogisticRegression(C=1 / penalty, max_iter=300).fit(inside, np.sign(gains))
+                return classes.predict_proba(outside) @ classes.classes_
+            weights = self.weights(learn, gains - Ridge(alpha=penalty).fit(inside, gains).predict(inside))
+            return Ridge(alpha=penalty).fit(inside, gains, weights if by == "weighted" else None).predict(outside)
+
+        return predict
+
+    def weights(self, learn: Any, errors: Any) -> Any:
+        """The inverse of the variance that the signals foretell, at least 0.15 of the mean one; 1 in the mean."""
+        ranks = np.stack([rank**power for rank in self.ranks(learn, learn) for power in (1, 2, 3)], axis=1)
+        variance = Ridge(alpha=1).fit(ranks, errors**2).predict(ranks)
+        found = 1 / np.maximum(variance, 0.15 * (errors**2).mean())
+        return found / found.mean()
+
+    def process(self, *blocks: Any) -> Predictor:
+        """A Gaussian process over signals, and over signals times texts, in one step.
+
+        Source: Rasmussen and Williams 2006, "Gaussian processes for machine learning", sections 2.2 and 4.2.4.
+        """
+
+        def predict(learn: Any, positions: Any) -> Any:
+            both = np.concatenate([learn, positions])
+            scaled = []
+            for part, weight in ((self.table.form, 0.1), *((block, 0.4) for block in blocks)):
+                mean, scale = part[learn].mean(0), np.maximum(part[learn].std(0), 1e-6)
+                scaled.append(weight * np.clip((part[both] - mean) / scale, -5, 5))
+            form, *rest = scaled
+            texts = 0.6 * linear_kernel(np.hstack([form, self.table.minilm[both]]))
+            for block in rest:
+                texts = texts + linear_kernel(block)
+            ranks = np.stack(self.ranks(learn, both), axis=1) * [1, 0.5**0.5]
+            signals = rbf_kernel(ranks, gamma=0.5)
+            kernel = 5 * signals + texts * (0.3 + signals)
+            known, gains = slice(0, len(learn)), self.table.gains[learn]
+            noise = 40 / self.weights(learn, gains - gains.mean())
+            weights = cho_solve(
+                cho_factor(kernel[known, known] + np.diag(noise), lower=True, overwrite_a=True), gains - gains.mean()
+            )
+            return kernel[len(learn) :, known] @ weights
+
+        return predict
+
+    def curve(self, predict: Predictor, keeper: Keeper, name: str) -> list[dict[str, Any]]:
+        """APGR, pooled out of fold, by the number of labels."""
+        weak, strong = self.qualities.T.tolist()
+        folds, points = np.array(fold_numbers(self.table.examples, NUM_FOLDS)), []
+        for share in (0.1, 0.2, 0.4, 0.7, 1.0):
+
+            def score(share: float = share) -> list[float]:
+                found = np.zeros(len(folds))
+                for fold in range(NUM_FOLDS):
+                    learn, inside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+                    drawn = np.random.default_rng(fold).permutation(learn)[: round(share * len(learn))]
+                    found[inside] = predict(np.sort(drawn), inside)
+                return [float(each) for each in found]
+
+            found = keeper.scores("cascade", f"curve {CODE} {name} {share}", score)
+            interval = bootstrap_metrics(found, weak, strong, resamples=300)["apgr"]
+            apgr, num = routing_metrics(found, weak, strong).apgr, round(share * len(folds) * (1 - 1 / NUM_FOLDS))
+            points.append({"n": num, "apgr": apgr, "interval": [interval.low, interval.high]})
+            print(points[-1], flush=True)
+        return points
+
+
+def standard(found: Any) -> Any:
+    """Each column less its mean, in standard deviations."""
+    return (found - found.mean(0)) / np.maximum(found.std(0), 1e-9)
+
+
+def mean_of(*predictors: Predictor) -> Predictor:
+    """The mean of several, each in standard deviations."""
+    return lambda learn, positions: sum(standard(each(learn, positions)) for each in predictors)
+
+
+def cascade(keeper: Keeper, num_draws: int) -> dict[str, Any]:
     """Attempts at `mmlu_llama3_cascade`: the near answer's two confidences joined with more about the text."""
     name, weak, strong, signals = LLAMA
     rows = load_routed(DATA / "router" / f"{name}.parquet", weak=weak, strong=strong, signals=signals)
     table = Table.load(rows, keeper)
-    qualities = np.array([[each.weak, each.strong] for each in table.examples])
     read = np.array([[each.signals[signal] for signal in signals] for each in table.examples])
-    difficulty, num_texts = pro_traits(table)
-    mixtral = mmlu_quality(table)
-    parts = {
-        "words": [table.words],
-        "words, form": [table.words, table.linear(penalty=3)],
-        "words, form with MiniLM": [table.words, table.linear(table.minilm)],
-        "words, form, form with MiniLM": [table.words, table.linear(penalty=3), table.linear(table.minilm)],
+    judge = Judge(table, read, keeper.folder or Path())
+    by_words = remembered(judge.folder, "elsewhere by words", lambda: mmlu_by_words(table))
+    by_kernel = remembered(judge.folder, "elsewhere by kernel", lambda: mmlu_by_kernel(table, keeper))
+    difficulty = remembered(judge.folder, "difficulty", lambda: pro_traits(table)[0])
+    mini, others, all_others = ("words", "form with MiniLM"), (by_words, by_kernel), (by_words, by_kernel, difficulty)
+    final = judge.stacked(*mini, blocks=others)
+    attempts = {
+        "words": judge.stacked("words"),
+        "words, form": judge.stacked("words", "form"),
+        "words, form with MiniLM": judge.stacked(*mini),
+        "the same by trees": judge.stacked(*mini, by="trees"),
+        "the same by three classes of gain": judge.stacked(*mini, by="classes"),
+        "the same weighted by variance": judge.stacked(*mini, by="weighted"),
+        "form with MiniLM foretelling confidences and four models' outcomes": judge.stacked(
+            "form with MiniLM", targets=recorded_targets(judge, rows)
+        ),
+        "Gaussian process over signals, form with MiniLM": judge.process(),
+        "words, form with MiniLM; Mixtral and GPT-4 elsewhere by words": judge.stacked(*mini, blocks=[by_words]),
+        "words, form with MiniLM; Mixtral and GPT-4 elsewhere by words, by a kernel": final,
+        "the same by three classes of gain, other tables too": judge.stacked(*mini, blocks=others, by="classes"),
+        "the same weighted by variance, other tables too": judge.stacked(*mini, blocks=others, by="weighted"),
+        "the same and MMLU-Pro's difficulty": judge.stacked(*mini, blocks=all_others, by="weighted", penalty=300),
+        "Gaussian process, other tables too": judge.process(*others),
+        "the mean of the last four": mean_of(
+            judge.stacked(*mini, blocks=others, by="classes"),
+            judge.stacked(*mini, blocks=others, by="weighted"),
+            judge.stacked(*mini, blocks=all_others, by="weighted", penalty=300),
+            judge.process(*others),
+        ),
+    }
+    return {
+        "n": len(rows),
+        "rows": table.measured(attempts, num_draws, keeper, "cascade"),
+        "curves": {
+            "words, form with MiniLM": judge.curve(judge.stacked(*mini), keeper, "mini"),
+            "with Mixtral and GPT-4 elsewhere": judge.curve(final, keeper, "others"),
+        },
     }
 
-    def judge(fits: Sequence[Callable[[Any, Any], Predictor]], *blocks: Any, by_trees: bool = False) -> Predictor:
-        def predict(learn: Any, positions: Any) -> Any:
-            inner, texts = np.array(fold_numbers([table.examples[i] for i in learn], 4, seed=1)), []
-            for fit in fits:
-                inside = np.zeros((len(learn), 2))
-                for part in range(4):
-                    inside[inner == part] = fit(learn[inner != part], qualities[learn[inner != part]])(
-                        learn[inner == part]
-                    )
-                texts.append((inside, fit(learn, qualities[learn])(positions)))
-            matrices = []
-            for which, at in enumerate((learn, positions)):
-                ranks = [2 * np.searchsorted(np.sort(read[learn, k]), read[at, k]) / len(learn) - 1 for k in (0, 1)]
-                about = np.hstack([text[which] for text in texts] + [block[at] for block in blocks])
-                columns = [about, *(rank[:, None] ** power for rank in ranks for power in (1, 2, 3))]
-                if not by_trees:
-                    columns += [*(rank[:, None] * about for rank in ranks), (ranks[0] * ranks[1])[:, None]]
-                matrices.append(np.hstack(columns))
-            mean, scale = matrices[0].mean(0), np.maximum(matrices[0].std(0), 1e-9)
-            model: Any = (
-                ExtraTreesRegressor(100, min_samples_leaf=20, max_features=0.5, bootstrap=True, random_state=0)
-                if by_trees
-                else Ridge(alpha=300 if blocks else 100)
-            )
-            model.fit((matrices[0] - mean) / scale, table.gains[learn])
-            return model.predict((matrices[1] - mean) / scale)
 
-        return predict
-
-    mini = parts["words, form with MiniLM"]
-    attempts = {name: judge(fits) for name, fits in parts.items()}
-    attempts["words, form with MiniLM, by trees"] = judge(mini, by_trees=True)
-    attempts["words, form with MiniLM, Mixtral's and GPT-4's outcomes"] = judge(mini, mixtral)
-    attempts["words, form with MiniLM, those and MMLU-Pro's difficulty"] = judge(mini, mixtral, difficulty)
-    one, two = judge(mini, mixtral), judge(mini, mixtral, difficulty)
-    attempts["the mean of the last two"] = lambda learn, positions: one(learn, positions) + two(learn, positions)
-    return {"n": len(rows), "other_texts": num_texts, "rows": table.measured(attempts, 1, keeper, "cascade")}
+def recorded_targets(judge: Judge, rows: Sequence[Any]) -> Any:
+    """What the table records of each query: both models' qualities and confidences, and two other models' outcomes."""
+    models = [*LLAMA[1:3], *PAIRS["routellm_mmlu"]]
+    ids, outcomes = wide(LLAMA[0], "query_id", ["correct"], models)
+    _, confidences = wide(LLAMA[0], "query_id", LLAMA[3], models[:2])
+    at = {key: i for i, key in enumerate(ids)}
+    order = [at[row.query_id] for row in rows]
+    ranked = confidences[order].argsort(axis=0).argsort(axis=0) / len(rows)
+    return np.hstack([judge.qualities, outcomes[order][:, 2:], ranked])
 
 
 #: Where each table's queries are, with the models and the signals that count.
@@ -409,15 +579,33 @@ def kept(table: str, keeper: Keeper) -> dict[str, Any]:
     def unknown(learn: Any, positions: Any) -> Any:
         raise SystemExit(f"The scores of an attempt at {table} were cut off; run it again without --kept.")
 
-    measured = Table(examples_of(rows), None, None).measured(dict.fromkeys(attempts, unknown), 1, keeper, table)
+    measured = Table(examples_of(rows), None).measured(dict.fromkeys(attempts, unknown), 1, keeper, table)
     return {"n": len(rows), "rows": measured}
 
 
-def mmlu_quality(table: Table) -> Any:
-    """Mixtral's and GPT-4's quality on the table's questions, as other MMLU questions predict it."""
-    pair = PAIRS["routellm_mmlu"]
-    rows = load_routed(DATA / "router" / "routellm_mmlu.parquet", weak=pair[0], strong=pair[1])
+def mmlu_rows() -> list[Any]:
+    """Mixtral's and GPT-4's outcomes on MMLU."""
+    weak, strong = PAIRS["routellm_mmlu"]
+    return load_routed(DATA / "router" / "routellm_mmlu.parquet", weak=weak, strong=strong)
+
+
+def mmlu_by_words(table: Table) -> Any:
+    """Mixtral's and GPT-4's quality on the table's questions, as the words of MMLU's other questions foretell it."""
+    rows = mmlu_rows()
     return traits(table, [row.text for row in rows], np.array([[row.weak, row.strong] for row in rows]))[0]
+
+
+def mmlu_by_kernel(table: Table, keeper: Keeper) -> Any:
+    """The same by a Gaussian kernel over form and MiniLM's vectors."""
+    rows = mmlu_rows()
+    others, qualities = Table.load(rows, keeper), np.array([[row.weak, row.strong] for row in rows])
+    kept = unseen(table, others.examples)
+    mean, scale = others.form.mean(0), np.maximum(others.form.std(0), 1e-6)
+    theirs, mine = (
+        np.hstack([0.1 * np.clip((each.form - mean) / scale, -5, 5), each.minilm]) for each in (others, table)
+    )
+    ridge = KernelRidge(kernel="rbf", gamma=0.5, alpha=1.5).fit(theirs[kept], qualities[kept] - qualities[kept].mean(0))
+    return standard(ridge.predict(mine))
 
 
 def main() -> None:
@@ -425,12 +613,13 @@ def main() -> None:
     parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade"])
     parser.add_argument("--keep", type=Path, required=True, help="the folder with MiniLM's vectors")
     parser.add_argument("--kept", action="store_true", help="measure those attempts alone whose scores are there")
+    parser.add_argument("--draws", type=int, default=3, help="of the folds")
     options = parser.parse_args()
     start = time.perf_counter()
     head = provenance(f"python benchmarks/routing_attempts.py {options.table}", PACKAGES)
     keeper = Keeper(options.keep)
     attempt = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table]
-    found = kept(options.table, keeper) if options.kept else attempt(keeper)
+    found = kept(options.table, keeper) if options.kept else attempt(keeper, options.draws)
     save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_attempts_{options.table}")
 
 

@@ -12,6 +12,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = ("routellm_gsm8k", "routellm_mmlu")
 CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence", "routellm_gsm8k")
 DULL = "plain tfidf ridge"
+_ALSO = "hybrid --also routellm_mmlu"
+_DRAWS = {2: "two", 3: "three"}
 
 
 def routing_documents() -> Iterator[tuple[Path, str]]:
@@ -96,6 +98,12 @@ def _which() -> str:
                 ),
             ],
             [
+                "and other models' outcomes on other queries of the kind",
+                "the same with `--also OTHER`; with `--router hybrid --embedder minilm` the queries are embedded too",
+                f"APGR {_apgr(llama, _ALSO)}, {_apgr(llama, f'{_ALSO} (MiniLM)')} with MiniLM (Llama-3 8B to 70B)",
+                f"without them {_apgr(llama, 'hybrid')}, {_apgr(llama, 'hybrid (MiniLM)')}",
+            ],
+            [
                 "a near answer whose confidence misleads",
                 "the same, with every signal there is",
                 f"APGR {_apgr(pro, 'hybrid')} (MMLU-Pro, 8B to 405B)",
@@ -141,12 +149,11 @@ def _predictive(table: str) -> str:
 
 def _curves() -> str:
     curves = [_read(path.stem.removeprefix("routing_")) for path in sorted(RESULTS.glob("routing_curve_*.json"))]
-    lines = [
-        f"- `{each['table']}`: "
-        + ", ".join(f"{point['apgr']:.3f} {_span(point['interval'])} with {point['n']:,}" for point in each["points"])
-        for each in curves
-    ]
-    return "\n".join(lines)
+    return "\n".join(f"- `{each['table']}`: {_points(each['points'])}" for each in curves)
+
+
+def _points(points: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{point['apgr']:.3f} {_span(point['interval'])} with {point['n']:,}" for point in points)
 
 
 def _cascade(found: dict[str, Any]) -> str:
@@ -171,25 +178,27 @@ def _cascade(found: dict[str, Any]) -> str:
 def _attempts(path: Path) -> str:
     name = path.stem.removeprefix("routing_")
     found, table = _read(name), name.removeprefix("attempts_")
-    has_draws = len(found["rows"][0]["draws"]) > 1
+    num_draws = len(found["rows"][0]["draws"])
     header = [
         f"{table}, n = {found['n']:,}",
         "APGR",
         "95 %",
-        *(["mean of three draws of the folds"] if has_draws else []),
+        *([f"mean of {_DRAWS[num_draws]} draws of the folds"] if num_draws > 1 else []),
     ]
-    return _table(
+    made = _table(
         header,
         [
             [
                 row["attempt"],
                 f"{row['apgr']:.3f}",
                 _span(row["interval"]),
-                *([f"{sum(row['draws']) / len(row['draws']):.3f}"] if has_draws else []),
+                *([f"{sum(row['draws']) / num_draws:.3f}"] if num_draws > 1 else []),
             ]
             for row in found["rows"]
         ],
     )
+    curves = "\n".join(f"- {attempt}: {_points(points)}" for attempt, points in found.get("curves", {}).items())
+    return f"{made}\n\nBy the number of labelled queries:\n\n{curves}" if curves else made
 
 
 def _logs() -> str:
