@@ -14,6 +14,7 @@ from support.weights import smollm2_path
 
 from nearfar.models.weights import default_cache_dir
 from nearfar.serving.engine.process import members
+from nearfar.serving.engine.records import Records
 from nearfar.serving.quantization.settings import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def checkpoint():
 def nested(checkpoint):
     """SmolLM2 as planes of 4 and 8 bits, made once and kept in the user's cache."""
     if subprocess.run([PYTHON, "-P", "-c", "import nearfar"], capture_output=True, check=False).returncode:
-        pytest.skip("nearfar is not beside vLLM, for its plugin; install it: make .venv-vllm/.quantize")
+        pytest.skip("nearfar is not beside vLLM, for its plugin; install it: make vllm")
     folder = checkpoint.parent / f"smollm2-nested-{VERSION}"
     if not (folder / "config.json").exists():  # it is written last, and what was begun goes on
         subprocess.run([PYTHON, "-P", "-c", QUANTIZE, checkpoint, folder], check=True, capture_output=True)
@@ -283,17 +284,30 @@ def models(decision):
 
 
 @pytest.mark.soak
-async def test_two_models_and_three_adapters_in_room_for_one_and_a_half(home, gateway):
+async def test_two_models_and_three_adapters_in_room_for_one_and_a_half(home, gateway, record_property):
     """Requests to all five at once are answered, and so is one for the model that had to go; two never run at once."""
     names = ["smol", "smol+red", "smol+green", "other", "other+blue"]
+    asked = [name for name in names for _ in range(3)]
+    turns = []  # whose process ran, whenever that changed
 
-    replies = await asyncio.gather(*(gateway.chat(name, max_tokens=8) for name in names for _ in range(3)))
-    first = [each["name"] for each in status(home).values() if each["pid"]]
+    async def watch():
+        records = Records(home / "data" / "engines")
+        while True:
+            running = tuple(each.name for each in records.all() if each.is_running())
+            if running and turns[-1:] != [running]:
+                turns.append(running)
+            await asyncio.sleep(0.05)
+
+    watching = asyncio.create_task(watch())
+    replies = await asyncio.gather(*(gateway.chat(name, max_tokens=8) for name in asked))
     late = await gateway.chat("smol+red", max_tokens=8)
-    then = [each["name"] for each in status(home).values() if each["pid"]]
+    watching.cancel()
     logs = [nearfar(home, "engine", "logs", name, "-n", "10000").stdout for name in ("smol", "other")]
 
-    assert [reply["nearfar"]["model"] for reply in replies] == [name for name in names for _ in range(3)]
+    assert [reply["nearfar"]["model"] for reply in replies] == asked
+    assert all(words(reply) for reply in replies)
     assert late["nearfar"]["model"] == "smol+red"
-    assert (first, then) == (["other"], ["smol"])
+    assert turns == [("smol",), ("other",), ("smol",)]
     assert [log.count("Application startup complete") for log in logs] == [2, 1]
+    record_property("requests", len(replies) + 1)
+    record_property("turns", [name for (name,) in turns])
