@@ -71,6 +71,7 @@ class _ModelSettings(_Section):
     requests_per_minute: PositiveInt | None = None
     cache_ttl_s: PositiveFloat | None = None  # None: no cache; inf: for ever
     docs: str | None = None  # a collection that it answers from, with citations, or says that it does not know
+    passage_tokens: PositiveInt | None = None  # what of its passages the question needs, in so many; None: whole
 
 
 class LlamaCppSettings(_ModelSettings):
@@ -338,6 +339,7 @@ class RetrievalSettings(_Section):
     dir: Path | None = None  # None: collections in data.dir
     embedder: str = "static"  # of new collections: static, minilm, one of [embedders]; none: search by words alone
     passages: int = Field(5, ge=1, le=50)  # that an answer is grounded in
+    passage_tokens: PositiveInt | None = None  # what of them the question needs, in so many together; None: whole
     max_chars: PositiveInt = Field(1000, ge=100)  # of a chunk
 
 
@@ -975,6 +977,8 @@ class _Loader:
             if str(values.get("model", "")).endswith(".gguf"):
                 cls, values = LlamaCppSettings, self._for_llama_cpp(where, values)
         model: ModelSettings = self._validate(cls, values, where)
+        if model.passage_tokens is not None and model.docs is None:
+            raise self._error(f"{where}.passage_tokens is of passages; name their collection: docs", "passage_tokens")
         if isinstance(model, VllmSettings) and model.api_key_env and not model.url:
             raise self._error(
                 f"{where}.api_key_env needs url; a server that nearfar starts gets a key of its own", "api_key_env"

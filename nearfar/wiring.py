@@ -222,7 +222,7 @@ def _grounded(model: ChatModel, settings: ModelSettings, library: Library | None
 
     name = settings.docs
     return GroundedModel(
-        Grounding(library.retriever(name), model),
+        Grounding(library.retriever(name), model, **_compressed(settings.passage_tokens)),
         versions=lambda sources: {f"{name}:{s}": version for s, version in library.versions(name, sources).items()},
         check=partial(library.check_privacy, name),
     )
@@ -1208,7 +1208,18 @@ def open_library(settings: Settings) -> Library:
     """The collections that there are; none is opened before somebody asks for it."""
     from nearfar.retrieval.library import Library
 
-    return Library(partial(open_collection, settings), passages=settings.retrieval.passages)
+    wanted = settings.retrieval
+    return Library(partial(open_collection, settings), passages=wanted.passages, **_compressed(wanted.passage_tokens))
+
+
+def _compressed(tokens: int | None) -> dict[str, Any]:
+    """How passages get into so many tokens; None: as they are, the first that fit."""
+    if tokens is None:
+        return {}
+    from nearfar.retrieval.compression import Compressor
+    from nearfar.retrieval.embedders import find_embedder
+
+    return {"passage_tokens": tokens, "compressor": Compressor(find_embedder("static"))}
 
 
 def open_collection_writer(

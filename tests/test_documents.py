@@ -214,6 +214,28 @@ placement = "{placement}"
 """
 
 
+async def test_models_are_shown_what_the_question_needs(tmp_path):
+    """By the model's own documents and by those that a query names; the citation is of the whole passage."""
+    desk = Desk(tmp_path)
+    desk.run("index", "birds", "docs")
+    config = CONFIG + '\n[models.reader]\nkind = "python"\ncallable = "parrot.py:answer"\n'
+    few = config + 'docs = "birds"\npassage_tokens = 12\n\n[retrieval]\npassage_tokens = 12\n'
+    (tmp_path / "nearfar.toml").write_text(few)
+    question = "Which eggs do hens lay when it rained?"
+
+    async with Nearfar(build(desk.settings())) as nearfar:
+        own = await nearfar.answer(Query(question, model="reader"))
+        named = await nearfar.answer(Query(question, model="parrot", docs="birds"))
+    (tmp_path / "nearfar.toml").write_text(config + "passage_tokens = 12\n")
+
+    for answer in (own, named):
+        assert "Hens lay brown eggs" in answer.text
+        assert answer.text.count("rained") < 5
+    assert own.extra["citations"][0]["source"].endswith("hens.txt")
+    with pytest.raises(ConfigError, match=r"models.reader.passage_tokens is of passages; name their collection: docs"):
+        desk.settings()
+
+
 def told(server):
     """Every text that the server has seen."""
     return [text for body in server.bodies for text in body["input"]]

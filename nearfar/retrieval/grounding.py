@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from nearfar.errors import ConfigError, RequestError
 from nearfar.types import (
@@ -29,6 +29,9 @@ from .citations import MIN_SUPPORT, Citation, check, sentences, shown_text
 from .fusion import reciprocal_rank
 from .matching import content_words
 from .words import words
+
+if TYPE_CHECKING:
+    from .compression import Compressor
 
 Reason: TypeAlias = Literal[
     "grounded",  # enough of its sentences rest on passages
@@ -100,7 +103,8 @@ class Grounding:
         model: answers.
         k: passages shown at most.
         passage_tokens: tokens that they may have together, estimated; the last one that does not fit is cut at a
-            sentence.
+            sentence, unless there is a compressor.
+        compressor: keeps of the passages what the question needs; citations are checked against the whole passages.
         min_coverage: see `retrieval_signals`; below it no model is asked.
         min_support: share of a sentence's stems that its passage must have; see `citations.support`.
         min_supported: share of the sentences that must rest on a passage, or the answer is withheld.
@@ -113,6 +117,7 @@ class Grounding:
     model: ChatModel
     k: int = PASSAGES
     passage_tokens: int = PASSAGE_TOKENS
+    compressor: Compressor | None = None
     min_coverage: float = MIN_COVERAGE
     min_support: float = MIN_SUPPORT
     min_supported: float = 0.5
@@ -138,11 +143,11 @@ class Grounding:
         """
         query = _query(question)
         found = await asyncio.to_thread(self.retriever.search, query.text, k=self.k, filter=filter)
-        hits = fit_passages(found, self.passage_tokens)
+        hits, shown = await asyncio.to_thread(shown_passages, query.text, found, self.passage_tokens, self.compressor)
         signals = retrieval_signals(query.text, hits)
         if signals["retrieval_coverage"] < self.min_coverage:
             return Grounded(ABSTENTION, "no_evidence", (), (), hits, signals)
-        answer = await self.model.complete(_asked(query, grounded_messages(query, hits)))
+        answer = await self.model.complete(_asked(query, grounded_messages(query, shown)))
         return self._checked(query.text, answer, hits, signals, (answer,))
 
     async def revise(
@@ -172,11 +177,11 @@ class Grounding:
         draft = await drafter.complete(query)
         asked = [query.text, *sentences(draft.text)[:_DRAFT_SENTENCES]]
         found = await asyncio.to_thread(self._fused, asked, filter)
-        hits = fit_passages(found, self.passage_tokens)
+        hits, shown = await asyncio.to_thread(shown_passages, query.text, found, self.passage_tokens, self.compressor)
         signals = retrieval_signals(query.text, hits)
         if signals["retrieval_coverage"] < self.min_coverage:
             return Grounded(ABSTENTION, "no_evidence", (), (), hits, signals, (draft,))
-        revised = await self.model.complete(_asked(query, grounded_messages(query, hits, draft=draft.text)))
+        revised = await self.model.complete(_asked(query, grounded_messages(query, shown, draft=draft.text)))
         return self._checked(query.text, revised, hits, signals, (draft, revised))
 
     def _fused(self, asked: Sequence[str], wanted: Filter | None) -> list[Hit]:
@@ -245,6 +250,24 @@ def retrieval_signals(question: str, hits: Sequence[Hit]) -> dict[str, float]:
 
 def _first(hits: Sequence[Hit], signal: str, size: int) -> set[str]:
     return {hit.chunk.id for hit in sorted(hits, key=lambda hit: -hit.signals[signal])[:size]}
+
+
+def shown_passages(
+    question: str, found: Sequence[Hit], tokens: int, compressor: Compressor | None = None
+) -> tuple[tuple[Hit, ...], tuple[Hit, ...]]:
+    """The hits that an answer rests on, and the same hits with what is shown of them in so many tokens.
+
+    Without a compressor both are the first that fit. With one the answer rests on the whole hits of which something is
+    left.
+    """
+    if compressor is None:
+        first = fit_passages(found, tokens)
+        return first, first
+    kept: dict[str, list[str]] = {}
+    for piece in compressor.compress(question, [hit.chunk for hit in found], tokens=tokens).pieces:
+        kept.setdefault(piece.chunk.id, []).append(piece.text)
+    hits = tuple(hit for hit in found if hit.chunk.id in kept)
+    return hits, tuple(replace(hit, chunk=replace(hit.chunk, text=" ".join(kept[hit.chunk.id]))) for hit in hits)
 
 
 def fit_passages(hits: Sequence[Hit], tokens: int) -> tuple[Hit, ...]:

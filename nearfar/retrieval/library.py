@@ -6,15 +6,18 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nearfar.errors import DataError, RequestError
 from nearfar.types import Filter, Hit, Query, Retriever, Signals
 
 from .citations import Checked, check
 from .collection import Collection
-from .grounding import MIN_COVERAGE, PASSAGE_TOKENS, fit_passages, grounded_messages, retrieval_signals
+from .grounding import MIN_COVERAGE, PASSAGE_TOKENS, grounded_messages, retrieval_signals, shown_passages
 from .places import hit_json
+
+if TYPE_CHECKING:
+    from .compression import Compressor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Attached:
 
     query: Query  # as it goes to a model
     question: str
-    hits: tuple[Hit, ...]  # what is shown, in the order of the numbers
+    hits: tuple[Hit, ...]  # of which something is shown, in the order of the numbers
     signals: Signals
 
     @property
@@ -54,11 +57,22 @@ class Library:
     Args:
         open_collection: opens the collection of a name.
         passages: how many a query gets where it does not say.
+        passage_tokens: tokens that they may have together, estimated.
+        compressor: keeps of the passages what the question needs; None: the first that fit.
     """
 
-    def __init__(self, open_collection: Callable[[str], Collection], *, passages: int) -> None:
+    def __init__(
+        self,
+        open_collection: Callable[[str], Collection],
+        *,
+        passages: int,
+        passage_tokens: int = PASSAGE_TOKENS,
+        compressor: Compressor | None = None,
+    ) -> None:
         self._open = open_collection
         self._passages = passages
+        self._passage_tokens = passage_tokens
+        self._compressor = compressor
         self._collections: dict[str, Collection] = {}
         self._lock = threading.Lock()
 
@@ -122,9 +136,9 @@ class Library:
         if not question.strip() or not any(message.role == "user" for message in query.messages):
             raise RequestError("The query has no question to search for; give some text.", param="messages")
         found = await self.search(name, question, k=k or self._passages, filter=filter)
-        hits = fit_passages(found, PASSAGE_TOKENS)
+        hits, shown = await asyncio.to_thread(shown_passages, question, found, self._passage_tokens, self._compressor)
         # With the passages in it, a question looks like every other about them: no memory may compare it.
-        asked = replace(query, prompt=grounded_messages(query, hits), uses_memory=False)
+        asked = replace(query, prompt=grounded_messages(query, shown), uses_memory=False)
         return Attached(asked, question, hits, retrieval_signals(question, hits))
 
     async def ground(self, query: Query) -> tuple[Query, list[dict[str, Any]]]:

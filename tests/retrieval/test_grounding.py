@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from nearfar.errors import ConfigError, RequestError, UpstreamError
 from nearfar.retrieval.citations import check, sentences, support
+from nearfar.retrieval.compression import Compressor
+from nearfar.retrieval.embedders import find_embedder
 from nearfar.retrieval.grounded_model import GroundedModel
 from nearfar.retrieval.grounding import ABSTENTION, Grounding, fit_passages, retrieval_signals
 from nearfar.retrieval.passages import LexicalRetriever
@@ -208,6 +210,27 @@ def test_passages_fit_their_tokens(texts, tokens):
     assert sum(estimate_tokens(hit.chunk.text) for hit in shown) <= tokens
     assert [hit.chunk.source for hit in shown] == [hit.chunk.source for hit in hits][: len(shown)]
     assert bool(shown) == bool(hits)
+
+
+async def test_compressed_passages_are_shown_and_whole_ones_cited():
+    """The model is sent what the question needs; a citation quotes the passage as it stands."""
+    fill = " ".join(f"The keeper walked past cage {n} and noted nothing of interest." for n in range(12))
+    owls = Chunk(f"Owls turn their heads by 270 degrees. {fill}", "owls")
+    model = ScriptedModel(["Owls turn their heads by 270 degrees [1]."])
+    grounding = Grounding(
+        LexicalRetriever([owls, *animals()]),
+        model,
+        passage_tokens=40,
+        compressor=Compressor(find_embedder("static")),
+    )
+
+    grounded = await grounding.answer("By how many degrees do owls turn their heads?")
+
+    prompt = model.queries[0].text
+    assert "270 degrees" in prompt
+    assert "cage 11" not in prompt
+    assert grounded.citations[0].chunk == owls
+    assert grounded.citations[0].quote == "Owls turn their heads by 270 degrees."
 
 
 def test_signals_of_hits():
