@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
+torch = pytest.importorskip("torch", reason="torch is not installed; `make test-torch` has it")
 
 from support.triton_interpreter import interpreting  # noqa: E402
 

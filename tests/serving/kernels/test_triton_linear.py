@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed; `make test-triton` has it")
+torch = pytest.importorskip("torch", reason="torch is not installed; `make test-torch` has it")
 
 import support.triton_interpreter  # noqa: E402, F401 -- skips where there is none, and comes first
 from hypothesis import given, settings  # noqa: E402
