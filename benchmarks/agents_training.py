@@ -249,9 +249,11 @@ def report(out: Path) -> None:
         "toolalpaca": toolalpaca_figures(found["toolalpaca"]),
         "bfcl": bfcl_figures(found["bfcl"]),
         "tokens_per_item": {
-            benchmark: {kind: round(float(np.mean([row["tokens"] for row in answers.values()])), 1)}
+            benchmark: {
+                kind: round(float(np.mean([row["tokens"] for row in answers.values()])), 1)
+                for kind, answers in kinds.items()
+            }
             for benchmark, kinds in found.items()
-            for kind, answers in kinds.items()
         },
     }
     print(json.dumps({key: results[key] for key in ("toolalpaca", "bfcl")}, indent=1))
