@@ -36,6 +36,7 @@ model = "{model}"
 context_window = 1024
 threads = 2
 memory_gib = 3.0
+drain_timeout_s = 300
 loras = {{ red = "{model}/red", green = "{model}/green" }}
 
 [models.other]
@@ -185,7 +186,7 @@ def gateway(home):
 
 
 async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
-    """One server: log-probabilities, a schema, adapters, doors that are shut, kill -9, and no process left."""
+    """One server: log-probabilities, a schema, adapters, shut doors, kill -9, draining, and no process left."""
     up = nearfar(home, "engine", "up", "smol")
     assert up.returncode == 0, up.stderr + nearfar(home, "engine", "logs", "smol").stdout[-3000:]
     before = status(home)["smol"]
@@ -219,8 +220,12 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
     assert after["restarts"] == 1
     assert after["pid"] != before["pid"]
 
-    stopped = nearfar(home, "engine", "stop")
+    last = asyncio.create_task(gateway.chat("smol", max_tokens=200, ignore_eos=True))
+    while not await asyncio.to_thread(lambda: status(home)["smol"]["queue"]):
+        assert not last.done()  # it is meant to be stopped in the middle
+    stopped = await asyncio.to_thread(nearfar, home, "engine", "stop", "--timeout-s", "400")
     assert stopped.returncode == 0, stopped.stderr
+    assert (await last)["usage"]["completion_tokens"] == 200  # it was let end first
     assert members(before["pid"]) == members(after["pid"]) == []
     assert status(home)["smol"]["state"] == "stopped"
 
