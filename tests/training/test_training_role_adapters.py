@@ -18,7 +18,16 @@ torch = pytest.importorskip("torch", reason="needs the [train] extra")
 for _package in ("transformers", "peft", "gguf"):
     pytest.importorskip(_package, reason="needs the [train] extra")
 
-RECIPE = RolesRecipe(rank=8, alpha=16.0, layers=2, backbone_epochs=3, role_epochs=3, backbone_rate=5e-3, role_rate=2e-3)
+RECIPE = RolesRecipe(
+    rank=8,
+    alpha=16.0,
+    layers=2,
+    backbone_epochs=3,
+    role_epochs=3,
+    batch_size=1,
+    backbone_rate=5e-3,
+    role_rate=2e-3,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
