@@ -316,7 +316,7 @@ async def test_a_client_that_goes_away_leaves_a_run_to_go_on_with(office):
 async def test_a_run_that_takes_too_long_is_stopped_and_can_be_gone_on_with(office):
     """The request's time is the gateway's; the error says how to go on, in a stream as an event."""
     office.may_look.clear()
-    async with client(office, request_timeout_s=0.3) as http:
+    async with client(office, request_timeout_s=2.0) as http:  # time for the stream to begin
         cut = await http.post(RUNS, json={"task": TASK, "run_id": "one"})
         told = await http.post(f"{RUNS}/one/resume", json={"stream": True})
     office.may_look.set()
