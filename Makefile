@@ -7,7 +7,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Further options of pytest, for `make test`.
 OPTIONS ?=
 
-TESTED_BY := hypothesis pytest pytest-asyncio pytest-timeout
+TESTED_BY := hypothesis pytest pytest-asyncio pytest-timeout pytest-xdist
+TORCH_TESTS := tests/serving/quantization tests/serving/kernels tests/training
 # A file of tests stays in one process, where its models and servers start once; the longest one is not the last.
 PARALLEL  := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -41,11 +42,11 @@ vllm: .venv-vllm/.done ## the real vLLM in .venv-vllm, so that `make test` runs 
 
 # Triton's interpreter is chosen before Triton is imported, and some test of the others may import it.
 test-torch: .venv-torch/.done ## quantizer, kernels (the GPU's without a GPU) and training, in an environment with torch (1 GB)
-	.venv-torch/bin/pytest tests/serving/quantization tests/serving/kernels tests/training --ignore-glob='*/test_triton_*'
-	.venv-torch/bin/pytest tests/serving/kernels/test_triton_*
+	OMP_NUM_THREADS=1 .venv-torch/bin/pytest -m "not soak" $(PARALLEL) $(TORCH_TESTS) --ignore-glob='*/test_triton_*'
+	.venv-torch/bin/pytest -m "not soak" $(PARALLEL) tests/serving/kernels/test_triton_*
 
 test-vllm: .venv-vllm/.done ## nested weights inside the real vLLM
-	.venv-vllm/bin/pytest tests/serving/quantization/test_nested_server.py tests/serving/quantization/test_nested_vllm.py
+	.venv-vllm/bin/pytest -m "not soak" tests/serving/quantization/test_nested_server.py tests/serving/quantization/test_nested_vllm.py
 
 # Triton 3.6 is what torch 2.11 brings; its interpreter fails with numpy 2.4.
 .venv-torch/.done: pyproject.toml
@@ -64,6 +65,7 @@ test-vllm: .venv-vllm/.done ## nested weights inside the real vLLM
 
 soak: $(VENV)/.dev ## the large counts
 	$(BIN)/pytest -m soak --timeout 3600 --results benchmarks/results/soak.json
+	@test ! -f .venv-torch/.done || .venv-torch/bin/pytest -m soak --timeout 3600 $(TORCH_TESTS)
 
 bench: $(VENV)/.dev bench-main ## every published number, into benchmarks/results
 	$(BIN)/python benchmarks/startup.py

@@ -48,6 +48,7 @@ def turns(n: int = 8) -> list[RoleTurn]:
     return found
 
 
+@pytest.mark.soak
 async def test_roles_learn_their_own_turns_and_llama_cpp_reads_the_adapters(tmp_path: Path) -> None:
     """A run that was stopped comes to the same adapters, which say what they were taught."""
     whole = train_roles(smollm2_path(), turns(), tmp_path / "whole", recipe=RECIPE, validation=turns(2))
