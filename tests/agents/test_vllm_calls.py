@@ -6,24 +6,21 @@ Make it with `make vllm`. The grammar is ours and xgrammar keeps it; a JSON Sche
 import asyncio
 import importlib.util
 import json
-import subprocess
 from pathlib import Path
 from random import Random
 
 import pytest
 from jsonschema import Draft202012Validator
-from support.weights import smollm2_path
+from support.checkpoint import VLLM_PYTHON, smollm2_checkpoint
 
 from nearfar.agents.call_checking import CallChecker, unfit
 from nearfar.agents.calls import CallTier, CallWriter
 from nearfar.config import Settings
 from nearfar.errors import UpstreamError
-from nearfar.models.weights import default_cache_dir
 from nearfar.types import Query, SamplingOptions, ToolSpec
 from nearfar.wiring import build
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 _SPEC = importlib.util.spec_from_file_location("fuzzed_schemas_of_vllm", ROOT / "benchmarks" / "fuzzed_schemas.py")
 assert _SPEC is not None
 assert _SPEC.loader is not None
@@ -31,7 +28,7 @@ FUZZED = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(FUZZED)
 
 pytestmark = [
-    pytest.mark.skipif(not PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
+    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
     pytest.mark.timeout(900),
 ]
 
@@ -54,18 +51,14 @@ memory_gib = 3.0
 @pytest.fixture(scope="module")
 def checkpoint():
     """SmolLM2 in safetensors, made once and kept in the user's cache."""
-    folder = default_cache_dir() / "checkpoints" / "smollm2"
-    if not (folder / "done").exists():
-        script = ROOT / "tests" / "support" / "make_checkpoint.py"
-        subprocess.run([PYTHON, "-P", script, smollm2_path(), folder], check=True, capture_output=True)
-    return folder
+    return smollm2_checkpoint()
 
 
 @pytest.fixture
 async def router(tmp_path, checkpoint):
     """A router whose one model is vLLM's; the engine is stopped at the end."""
     config = tmp_path / "nearfar.toml"
-    config.write_text(CONFIG.format(home=tmp_path / "data", python=PYTHON, model=checkpoint))
+    config.write_text(CONFIG.format(home=tmp_path / "data", python=VLLM_PYTHON, model=checkpoint))
     wired = build(Settings.load(config))
     yield wired.router
     await wired.aclose()

@@ -6,22 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx2
 import pytest
-from support.weights import smollm2_path
+from support.checkpoint import VLLM_PYTHON, smollm2_checkpoint
 
-from nearfar.models.weights import default_cache_dir
 from nearfar.serving.engine.process import members
 from nearfar.serving.engine.records import Records
 from nearfar.serving.quantization.settings import VERSION
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-
 pytestmark = [
-    pytest.mark.skipif(not PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
+    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
     pytest.mark.timeout(900),
 ]
 
@@ -99,28 +94,24 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def checkpoint():
     """SmolLM2 in safetensors with three adapters, made once and kept in the user's cache."""
-    folder = default_cache_dir() / "checkpoints" / "smollm2"
-    if not (folder / "done").exists():
-        script = ROOT / "tests" / "support" / "make_checkpoint.py"
-        subprocess.run([PYTHON, "-P", script, smollm2_path(), folder], check=True, capture_output=True)
-    return folder
+    return smollm2_checkpoint()
 
 
 @pytest.fixture(scope="module")
 def nested(checkpoint):
     """SmolLM2 as planes of 4 and 8 bits, made once and kept in the user's cache."""
-    if subprocess.run([PYTHON, "-P", "-c", "import nearfar"], capture_output=True, check=False).returncode:
+    if subprocess.run([VLLM_PYTHON, "-P", "-c", "import nearfar"], capture_output=True, check=False).returncode:
         pytest.skip("nearfar is not beside vLLM, for its plugin; install it: make vllm")
     folder = checkpoint.parent / f"smollm2-nested-{VERSION}"
     if not (folder / "config.json").exists():  # it is written last, and what was begun goes on
-        subprocess.run([PYTHON, "-P", "-c", QUANTIZE, checkpoint, folder], check=True, capture_output=True)
+        subprocess.run([VLLM_PYTHON, "-P", "-c", QUANTIZE, checkpoint, folder], check=True, capture_output=True)
     return folder
 
 
 @pytest.fixture
 def home(tmp_path, checkpoint):
     """A config with two models of the same weights, and room for one and a half."""
-    (tmp_path / "nearfar.toml").write_text(CONFIG.format(python=PYTHON, model=checkpoint, memory_gib=4.5))
+    (tmp_path / "nearfar.toml").write_text(CONFIG.format(python=VLLM_PYTHON, model=checkpoint, memory_gib=4.5))
     yield tmp_path
     nearfar(tmp_path, "engine", "stop")
 
@@ -233,7 +224,7 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
 @pytest.fixture
 def widths_home(tmp_path, nested):
     """A config with one model at two widths, and recorded answers beyond them."""
-    (tmp_path / "nearfar.toml").write_text(WIDTHS.format(python=PYTHON, model=nested, threshold=THRESHOLD))
+    (tmp_path / "nearfar.toml").write_text(WIDTHS.format(python=VLLM_PYTHON, model=nested, threshold=THRESHOLD))
     rows = [{"query": text, "model": "far", "response": f"far: {text}", "correct": True} for text in QUESTIONS]
     (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     yield tmp_path

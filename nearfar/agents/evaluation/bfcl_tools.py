@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nearfar.types import ToolSpec
 
-from .call_text import Language
+from .bfcl import BfclItem
+from .call_text import Call, Language
 
 _TYPES = {
     **dict.fromkeys(("integer", "byte", "short", "long", "Bigint"), "integer"),
@@ -45,6 +46,14 @@ def _json_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "array" and isinstance(schema.get("items"), Mapping):
         found["items"] = _json_schema(schema["items"])
     return found
+
+
+def calls_for_checker(calls: Iterable[Call], item: BfclItem) -> tuple[Call, ...]:
+    """Calls of the item's functions, with arguments as its checker reads them."""
+    functions = {function["name"]: function for function in item.functions}
+    return tuple(
+        Call(call.name, arguments_for_checker(call.arguments, functions[call.name], item.language)) for call in calls
+    )
 
 
 def arguments_for_checker(

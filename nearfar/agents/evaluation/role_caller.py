@@ -27,7 +27,7 @@ from nearfar.agents.types import Called, Observation, Observed, Planned, Respond
 from nearfar.types import Answer, ToolCall, ToolSpec
 
 from .bfcl import BfclItem
-from .bfcl_tools import arguments_for_checker, tool_spec
+from .bfcl_tools import calls_for_checker, tool_spec
 from .call_text import Call
 
 _DONE = Observation("done")
@@ -108,13 +108,8 @@ class RoleCaller:
 
     async def answer_bfcl(self, item: BfclItem) -> RolesAnswer:
         """The calls that a BFCL item wants, with arguments as its checker reads them."""
-        functions = {function["name"]: function for function in item.functions}
-        found = await self.answer(item.text, [tool_spec(function) for function in functions.values()])
-        calls = tuple(
-            Call(call.name, arguments_for_checker(call.arguments, functions[call.name], item.language))
-            for call in found.calls
-        )
-        return replace(found, calls=calls)
+        found = await self.answer(item.text, [tool_spec(function) for function in item.functions])
+        return replace(found, calls=calls_for_checker(found.calls, item))
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nearfar.types import Answer, Embedder, Message, Query, ResponseFormat, Samp
 
 from .asking import ask
 from .bfcl import BfclItem
-from .bfcl_tools import arguments_for_checker, tool_spec
+from .bfcl_tools import calls_for_checker, tool_spec
 from .call_text import Call
 from .grounded_schema import grounded
 from .request_plan import Plan, planned
@@ -99,13 +99,8 @@ class StructuredCaller:
 
     async def answer_bfcl(self, item: BfclItem) -> StructuredAnswer:
         """The calls that a BFCL item wants, with arguments as its checker reads them."""
-        functions = {function["name"]: function for function in item.functions}
-        found = await self.answer(item.text, [tool_spec(function) for function in functions.values()])
-        calls = tuple(
-            Call(call.name, arguments_for_checker(call.arguments, functions[call.name], item.language))
-            for call in found.calls
-        )
-        return replace(found, calls=calls)
+        found = await self.answer(item.text, [tool_spec(function) for function in item.functions])
+        return replace(found, calls=calls_for_checker(found.calls, item))
 
     async def _arguments(self, spec: ToolSpec, text: str, whole: str) -> tuple[dict[str, Any], list[float], list[int]]:
         """The arguments of one call, log-probabilities of their tokens, and prompt tokens, completion tokens, calls."""
