@@ -28,7 +28,7 @@ memory_gib = {memory_gib}
 [models.smol]
 kind = "vllm"
 model = "{model}"
-context_window = 1024
+context_window = 3072
 threads = 2
 memory_gib = 3.0
 drain_timeout_s = 300
@@ -187,6 +187,8 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
         "smol", "Name a city.", response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
     )
     adapted = await asyncio.gather(*(gateway.chat(f"smol+{each}", logprobs=True) for each in ("red", "green")))
+    long = "word " * 2500  # more than a step reads at once where prompts are read in parts
+    drawn = await gateway.chat("smol", long, seed=1, temperature=1.0, max_tokens=4)
 
     tokens = plain["choices"][0]["logprobs"]["content"]
     text = plain["choices"][0]["message"]["content"]
@@ -194,6 +196,7 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
     assert "".join(token["token"] for token in tokens).startswith(text)  # vLLM counts the end as a token, too
     assert all(len(token["top_logprobs"]) >= 3 and token["logprob"] <= 0 for token in tokens)
     assert list(json.loads(shaped["choices"][0]["message"]["content"])) == ["city"]
+    assert drawn["usage"]["prompt_tokens"] > 2500
     firsts = {reply["choices"][0]["logprobs"]["content"][0]["logprob"] for reply in (plain, *adapted)}
     assert len(firsts) == 3  # the adapters are small, so that the words may be the same
 

@@ -64,6 +64,10 @@ _GUARD: Final = "nearfar_engine_guard.Guard"
 #: Puts the width of each request where vLLM's plugin for nested planes looks for it, inside the guard.
 _PRECISION: Final = "nearfar.serving.quantization.vllm_plugin.PrecisionMiddleware"
 
+#: On a CPU nothing is compiled, and no prompt is read in parts: vLLM 0.32 rewinds the generator of a request with a
+#: seed after each part but the last, which a CPU's cannot do, and the whole server ends.
+_ON_A_CPU: Final = ("--enforce-eager", "--no-enable-chunked-prefill")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -189,7 +193,7 @@ class EngineSpec:
             command += ["--trust-remote-code"]
         if self.sleeps:
             command += ["--enable-sleep-mode"]
-        command += ["--gpu-memory-utilization", str(self.gpu_share)] if on_gpu else ["--enforce-eager"]
+        command += ["--gpu-memory-utilization", str(self.gpu_share)] if on_gpu else list(_ON_A_CPU)
         return [*command, *self.arguments]
 
     def variables(self, inherited: Mapping[str, str], *, key: str, on_gpu: bool) -> dict[str, str]:
