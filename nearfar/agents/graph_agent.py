@@ -98,6 +98,11 @@ class GraphAgent:
         """Where its runs are kept."""
         return self._team.store
 
+    @property
+    def toolbox(self) -> Toolbox:
+        """Its tools."""
+        return self._team.toolbox
+
     async def run(self, task: Task | str, *, run_id: str | None = None) -> RunResult:
         """How the run ended, or where it waits.
 

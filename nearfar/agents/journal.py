@@ -85,6 +85,14 @@ class ApprovalRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Calls of one agent's runs that wait for a person."""
+
+    num_calls: int
+    since: float  # when the first of them was asked about; Unix time in seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Journal:
     """Runs, calls and approvals in a database."""
 
@@ -200,6 +208,15 @@ class Journal:
             ApprovalRecord(id_, ToolCall(id_, tool, arguments), step, why, None if said is None else bool(said))
             for id_, step, tool, arguments, why, said in rows
         ]
+
+    async def waiting(self) -> dict[str, Waiting]:
+        """The calls that wait for a person, by agent, of every run that does nothing else."""
+        rows = await self.database.rows(
+            "SELECT agent, COUNT(*), MIN(asked_at) FROM agent_approvals JOIN agent_runs USING (run_id)"
+            " WHERE is_allowed IS NULL AND status = ? GROUP BY agent",
+            ("awaiting_approval",),
+        )
+        return {agent: Waiting(num_calls, since) for agent, num_calls, since in rows}
 
 
 _RUNS = "SELECT run_id, agent, task, created_at, updated_at, status, result FROM agent_runs"

@@ -118,6 +118,10 @@ class Toolbox:
         """The tools as a model sees them: without those that the policy denies, and without secret arguments."""
         return tuple(entry.spec for name, entry in self._entries.items() if self._verdict(name, entry).action != "deny")
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tool of this name, allowed or not."""
+        return name in self._entries
+
     def hints(self, name: str) -> ToolHints:
         """What the tool is said to do; nothing where there is no such tool."""
         return self._entries[name].hints if name in self._entries else ToolHints()

@@ -11,9 +11,10 @@ pytest.importorskip("langgraph", reason="needs nearfar[agents]")
 
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from support.gateway import MemoryLog, gateway, router_of
 from support.postgres import database_url, postgres
-from support.teams import reading
+from support.teams import call, reading
 
 from nearfar.agents.alpha_umi import AlphaUmi
 from nearfar.agents.checkpoints import open_postgres, open_sqlite
@@ -23,7 +24,7 @@ from nearfar.agents.limits import lowered
 from nearfar.agents.roles import Role
 from nearfar.agents.toolbox import Toolbox
 from nearfar.agents.types import Limits
-from nearfar.errors import ConfigError, ToolSourceError, UpstreamUnavailable
+from nearfar.errors import ConfigError, DataError, ToolSourceError, UpstreamUnavailable
 from nearfar.router.router import Router
 from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor
 from nearfar.serving.gateway.keys import hash_key, new_key
@@ -241,16 +242,22 @@ async def allowed_at_once(office):
     """Eight clients allow a call and four go on with its run, all at once; somebody else says no."""
     async with client(office) as http:
         run = await begun(http, run_id="one")
+        waiting = await metrics_of(http)
         body = {"approval_id": run["approvals"][0]["approval_id"], "allow": True}
         said = await asyncio.gather(*(http.post(f"{RUNS}/one/approvals", json=body) for _ in range(8)))
         other = await http.post(f"{RUNS}/one/approvals", json={**body, "allow": False})
         resumed = await asyncio.gather(*(http.post(f"{RUNS}/one/resume", json={}) for _ in range(4)))
+        page = await metrics_of(http)
 
     assert [each.status_code for each in said] == [200] * 8
     assert sum(each.json()["is_new"] for each in said) == 1
     assert (other.status_code, other.json()["error"]["code"]) == (409, "run_conflict")
     assert {each.status_code for each in resumed} <= {200, 409}
     assert "answered" in [each.json().get("status") for each in resumed]
+    assert counted(waiting, "nearfar_agent_approvals_waiting") == {("clerk",): 1}
+    assert counted(page, "nearfar_agent_approvals_waiting") == {("clerk",): 0}
+    assert counted(page, "nearfar_agent_approvals_total") == {("clerk", "allowed"): 1}
+    assert counted(page, "nearfar_agent_runs_total")["clerk", "answered"] == 1
     assert office.sent == ["Ada"]
 
 
@@ -341,6 +348,147 @@ async def test_agents_are_listed_with_what_they_may_use(office):
     assert agents[0]["limits"]["steps"] == 8
     assert [each["id"] for each in models] == ["auto", "near", "agent/clerk"]
     assert model["nearfar"] == {"kind": "agent"}
+
+
+# --- what is counted -------------------------------------------------------------------------------------------------
+
+
+def counted(page, name):
+    """The samples of this name, by their labels' values in the order of the labels' names."""
+    family = [each for each in text_string_to_metric_families(page) for each in each.samples if each.name == name]
+    return {tuple(value for _, value in sorted(each.labels.items())): each.value for each in family}
+
+
+async def metrics_of(http):
+    """The page, as Prometheus reads it."""
+    reply = await http.get("/metrics")
+    assert reply.status_code == 200
+    return reply.text
+
+
+async def test_a_run_is_counted_with_its_calls_and_the_person_who_waits(office):
+    """While it waits, after it was allowed, and once it has ended; being told of it again counts nothing."""
+    async with client(office) as http:
+        before = await metrics_of(http)
+        await begun(http, run_id="one")
+        waiting = await metrics_of(http)
+        await http.post(f"{RUNS}/one/approvals", json={"allow": True})
+        await http.post(f"{RUNS}/one/approvals", json={"allow": True})
+        await http.post(f"{RUNS}/one/resume", json={})
+        await http.post(f"{RUNS}/one/resume", json={})
+        after = await metrics_of(http)
+
+    assert counted(before, "nearfar_agent_approvals_waiting") == {("clerk",): 0}
+    assert counted(waiting, "nearfar_agent_approvals_waiting") == {("clerk",): 1}
+    assert counted(waiting, "nearfar_agent_approval_oldest_seconds")["clerk",] > 0
+    assert counted(waiting, "nearfar_agent_runs_total") == {("clerk", "awaiting_approval"): 1}
+    assert counted(waiting, "nearfar_agent_run_steps_count") == {}
+    assert counted(after, "nearfar_agent_approvals_waiting") == {("clerk",): 0}
+    assert counted(after, "nearfar_agent_approval_oldest_seconds") == {("clerk",): 0}
+    assert counted(after, "nearfar_agent_approvals_total") == {("clerk", "allowed"): 1}
+    assert counted(after, "nearfar_agent_runs_total") == {("clerk", "answered"): 1, ("clerk", "awaiting_approval"): 1}
+    assert counted(after, "nearfar_agent_run_seconds_count") == {("clerk",): 2}
+    assert counted(after, "nearfar_agent_run_steps_sum") == {("clerk",): 3}
+    assert counted(after, "nearfar_agent_tool_calls_total") == {
+        ("clerk", "result", "look"): 1,
+        ("clerk", "result", "send"): 1,
+    }
+    assert counted(after, "nearfar_agent_tool_seconds_count") == {("clerk", "look"): 1, ("clerk", "send"): 1}
+    assert counted(after, "nearfar_agent_runs_in_flight") == {("clerk",): 0}
+
+
+async def test_tokens_and_model_calls_are_counted_by_role(office):
+    """As many as the decisions have."""
+    async with client(office) as http:
+        await begun(http, run_id="one")
+        page = await metrics_of(http)
+
+    used = [step.usage for each in office.log.decisions for step in each.steps]
+    tokens = counted(page, "nearfar_agent_tokens_total")
+    calls = counted(page, "nearfar_agent_model_calls_total")
+    assert {role: number for (_, role, _), number in calls.items()} == {"planner": 3, "caller": 2}
+    assert tokens["clerk", "prompt", "planner"] + tokens["clerk", "prompt", "caller"] == sum(
+        each.prompt_tokens for each in used
+    )
+    assert tokens["clerk", "completion", "planner"] + tokens["clerk", "completion", "caller"] == sum(
+        each.completion_tokens for each in used
+    )
+
+
+async def test_what_a_person_denies_is_counted_as_such(office):
+    """The answer, and the call that did not run, which took no time."""
+    async with client(office) as http:
+        run = await begun(http, run_id="one")
+        await http.post(f"{RUNS}/one/resume", json={"approvals": {run["approvals"][0]["approval_id"]: False}})
+        page = await metrics_of(http)
+
+    assert counted(page, "nearfar_agent_approvals_total") == {("clerk", "denied"): 1}
+    assert counted(page, "nearfar_agent_tool_calls_total")["clerk", "declined", "send"] == 1
+    assert counted(page, "nearfar_agent_tool_seconds_count") == {("clerk", "look"): 1}
+
+
+async def test_a_run_as_a_model_is_counted_as_well(office):
+    """Besides the query that it is."""
+    async with client(office) as http:
+        await http.post(CHAT, json=chat())
+        page = await metrics_of(http)
+
+    assert counted(page, "nearfar_agent_runs_total") == {("clerk", "awaiting_approval"): 1}
+    assert counted(page, "nearfar_requests_total") == {("http", "abstained", "agent/clerk", "none"): 1}
+
+
+async def test_a_run_that_is_cut_is_counted_and_one_that_cannot_begin_is_not(office):
+    """Cut by the gateway's time; a second run of one id is an error reply."""
+    office.may_look.clear()
+    async with client(office, request_timeout_s=2.0) as http:
+        await http.post(RUNS, json={"task": TASK, "run_id": "one"})
+        again = await http.post(RUNS, json={"task": TASK, "run_id": "one"})
+        page = await metrics_of(http)
+
+    assert again.status_code == 409
+    assert counted(page, "nearfar_agent_runs_total") == {("clerk", "cut"): 1}
+    assert counted(page, "nearfar_agent_runs_in_flight") == {("clerk",): 0}
+    assert counted(page, "nearfar_http_errors_total") == {("deadline_exceeded", "504"): 1, ("run_conflict", "409"): 1}
+
+
+async def test_names_that_a_model_makes_up_are_no_labels(tmp_path):
+    """However many: they are one label."""
+    names = iter(range(100))
+
+    def caller(query):
+        """A tool that is not there, another one each time."""
+        return call(f"made_up_{next(names)}")
+
+    office = Office(tmp_path, planner=lambda query: json.dumps({"next": "call"}), caller=caller)
+    async with client(office) as http:
+        await http.post(RUNS, json={"task": TASK})
+        page = await metrics_of(http)
+
+    calls = counted(page, "nearfar_agent_tool_calls_total")
+    assert set(calls) == {("clerk", "invalid", "unknown")}
+    assert calls["clerk", "invalid", "unknown"] >= 2
+    assert "made_up" not in page
+
+
+async def test_metrics_are_shown_where_runs_cannot_be_read(tmp_path, caplog):
+    """The page has everything but the number that nobody knows, and the log says why."""
+
+    class Lost(Office):
+        """Its database is gone."""
+
+        def runs(self):
+            """Raises."""
+            return self._lost()
+
+        async def _lost(self):
+            raise DataError("Cannot keep runs in 'Postgres': it is away.", path="Postgres")
+
+    async with client(Lost(tmp_path)) as http:
+        page = await metrics_of(http)
+
+    assert counted(page, "nearfar_requests_in_flight") == {(): 0}
+    assert counted(page, "nearfar_agent_approvals_waiting") == {}
+    assert "it is away" in caplog.text
 
 
 # --- as a model ------------------------------------------------------------------------------------------------------

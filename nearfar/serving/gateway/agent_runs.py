@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ from nearfar.errors import (
 )
 from nearfar.types import Answer, Decision, Query, StreamEnd, StreamEvent
 
+from .agent_metrics import AgentMetrics
 from .agent_models import MODELS, RUNS, as_model, task_of
 from .keys import scrub
 from .problems import Problem, internal, invalid, out_of_time, problem_of
@@ -134,6 +136,7 @@ class AgentsDoor:
         open_agent: opens an agent of this name with its tools, on that place.
         decisions: of the models that the agents' roles ask.
         settings: the gateway's.
+        metrics: counts what is done.
     """
 
     cards: Mapping[str, AgentCard]
@@ -141,6 +144,7 @@ class AgentsDoor:
     open_agent: Callable[[str, RunStore], AbstractAsyncContextManager[GraphAgent]]
     decisions: Decisions
     settings: GatewaySettings = field(default_factory=GatewaySettings)
+    metrics: AgentMetrics = field(default_factory=AgentMetrics)
 
     # --- as models ---------------------------------------------------------------------------------------------------
 
@@ -175,7 +179,7 @@ class AgentsDoor:
         try:
             async with (
                 await self.open_runs() as store,
-                aclosing(self._events(store, name, _beginning(task, run_id))) as told,
+                aclosing(self._events(store, name, _beginning(task, run_id), is_new=True)) as told,
                 aclosing(as_model(told, query.model, run_id, door)) as events,
             ):
                 async for event in events:
@@ -231,7 +235,8 @@ class AgentsDoor:
         task = Task(asked.task, asked.session, asked.privacy, bounds, asked.metadata)
         run_id = asked.run_id or new_run_id()
         async with await self.open_runs() as store:
-            return await self._work(store, name, run_id, _beginning(task, run_id), send, is_stream=asked.stream)
+            stretch = _beginning(task, run_id)
+            return await self._work(store, name, run_id, stretch, send, is_stream=asked.stream, is_new=True)
 
     async def _resume(self, run_id: str, asked: ResumeRequest, send: Send) -> Problem | None:
         async with await self.open_runs() as store:
@@ -240,7 +245,7 @@ class AgentsDoor:
                 message = f"The run {run_id!r} is of the agent {record.agent!r}, which this gateway does not have."
                 return invalid(message, param="agent", code="agent_not_found", status=404)
             for approval_id, is_allowed in asked.approvals.items():
-                if isinstance(said := await answered(store, run_id, approval_id, is_allowed), Problem):
+                if isinstance(said := await self._answer(store, record, approval_id, is_allowed), Problem):
                     return said
             return await self._work(
                 store,
@@ -249,27 +254,35 @@ class AgentsDoor:
                 lambda agent: agent.stream_resumed(run_id),
                 send,
                 is_stream=asked.stream,
+                is_new=False,
             )
 
     async def _approve(self, run_id: str, asked: ApprovalRequest, send: Send) -> Problem | None:
         async with await self.open_runs() as store:
-            await _record(store, run_id)
+            record = await _record(store, run_id)
             approval_id = asked.approval_id or await _only_open(store, run_id)
             if isinstance(approval_id, Problem):
                 return approval_id
-            is_new = await answered(store, run_id, approval_id, asked.allow)
+            is_new = await self._answer(store, record, approval_id, asked.allow)
         if isinstance(is_new, Problem):
             return is_new
         page = {"object": "nearfar.approval", "run_id": run_id, "approval_id": approval_id}
         await _send_json(send, {**page, "is_allowed": asked.allow, "is_new": is_new})
         return None
 
+    async def _answer(self, store: RunStore, record: RunRecord, approval_id: str, is_allowed: bool) -> bool | Problem:
+        """As `answered`, and counted where it is new."""
+        said = await answered(store, record.run_id, approval_id, is_allowed)
+        if said is True and record.agent in self.cards:
+            self.metrics.count_answer(record.agent, is_allowed=is_allowed)
+        return said
+
     async def _work(
-        self, store: RunStore, name: str, run_id: str, stretch: _Stretch, send: Send, *, is_stream: bool
+        self, store: RunStore, name: str, run_id: str, stretch: _Stretch, send: Send, *, is_stream: bool, is_new: bool
     ) -> Problem | None:
         """One stretch of a run, told as it is done or shown once it has ended or waits."""
         headers: Headers = [(b"x-nearfar-run-id", run_id.encode())]
-        async with aclosing(self._events(store, name, stretch)) as events:
+        async with aclosing(self._events(store, name, stretch, is_new=is_new)) as events:
             if is_stream:
                 return await self._tell(events, {"event": "begun", "run_id": run_id, "agent": name}, headers, send)
             try:
@@ -314,10 +327,27 @@ class AgentsDoor:
                 await reply.finish()
         return None
 
-    async def _events(self, store: RunStore, name: str, stretch: _Stretch) -> AsyncGenerator[AgentEvent, None]:
-        async with self.open_agent(name, store) as agent, aclosing(stretch(agent)) as events:
+    async def _events(
+        self, store: RunStore, name: str, stretch: _Stretch, *, is_new: bool
+    ) -> AsyncGenerator[AgentEvent, None]:
+        async with (
+            self.open_agent(name, store) as agent,
+            aclosing(stretch(agent)) as told,
+            aclosing(self.metrics.counted(name, told, is_new=is_new, knows=agent.toolbox.__contains__)) as events,
+        ):
             async for event in events:
                 yield event
+
+    async def show_waiting(self) -> None:
+        """Puts into the metrics how many calls wait for a person; nothing where the place of runs cannot be read."""
+        try:
+            async with await self.open_runs() as store:
+                waiting = await store.journal.waiting()
+        except (ConfigError, DataError) as exc:
+            _logger.warning("The metrics lack the approvals that wait: %s", scrub(str(exc)))
+            self.metrics.forget_waiting()
+            return
+        self.metrics.show_waiting(self.cards, waiting, time.time())
 
     # --- pages -------------------------------------------------------------------------------------------------------
 

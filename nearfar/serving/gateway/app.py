@@ -30,6 +30,7 @@ from nearfar.types import (
 )
 
 from . import chat, outcomes, responses
+from .agent_metrics import AgentMetrics
 from .agent_models import MODELS
 from .agent_runs import PATHS, AgentsDoor
 from .keys import KeyRing, scrub
@@ -145,12 +146,12 @@ class Gateway:
         agents: AgentsDoor | None = None,
     ) -> None:
         self._router = router
-        self._agents = agents
         self._settings = settings
         self._keys = KeyRing(settings.key_hashes)
         self._hosts = _LOOPBACK_HOSTS | set(settings.allowed_hosts) if settings.is_loopback else None
         self._in_flight = 0
         self._metrics = Metrics(lambda: self._in_flight)
+        self._agents = replace(agents, metrics=AgentMetrics(self._metrics.registry)) if agents else None
         self._started_at = int(time.time())
         self._wires = {
             "/v1/chat/completions": _Wire(chat.parse_chat, chat.PARAM_NAMES),
@@ -408,6 +409,8 @@ class Gateway:
         for monitor in await self._router.monitors():
             kind = monitor.alarm.kind if monitor.alarm else None
             self._metrics.show_alarm(monitor.cascade, monitor.tier, monitor.policy, kind)
+        if self._agents is not None:
+            await self._agents.show_waiting()
         await send_reply(send, 200, [(b"content-type", CONTENT_TYPE.encode())], self._metrics.render())
 
 

@@ -22,37 +22,40 @@ class Metrics:
 
     Args:
         in_flight: how many requests are being answered.
+
+    Attributes:
+        registry: everything that `render` shows.
     """
 
     def __init__(self, in_flight: Callable[[], int]) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._requests = Counter(
             "nearfar_requests",
             "Queries, by the tier that answered and how they ended.",
             ("door", "target", "tier", "status"),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._latency = Histogram(
             "nearfar_request_seconds",
             "From a request's arrival to the end of its answer.",
             ("door", "target"),
             buckets=_BUCKETS_S,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._cost = Counter(
-            "nearfar_cost_usd", "What answers cost, where that is known.", ("door", "target"), registry=self._registry
+            "nearfar_cost_usd", "What answers cost, where that is known.", ("door", "target"), registry=self.registry
         )
         self._errors = Counter(
-            "nearfar_http_errors", "Replies that are errors.", ("status", "code"), registry=self._registry
+            "nearfar_http_errors", "Replies that are errors.", ("status", "code"), registry=self.registry
         )
-        self._outcomes = Counter("nearfar_outcomes", "Outcomes that were told.", registry=self._registry)
+        self._outcomes = Counter("nearfar_outcomes", "Outcomes that were told.", registry=self.registry)
         self._alarms = Gauge(
             "nearfar_alarm",
             "1 where a policy's promise, or the data that it was made for, no longer holds.",
             ("cascade", "tier", "policy", "kind"),
-            registry=self._registry,
+            registry=self.registry,
         )
-        Gauge("nearfar_requests_in_flight", "Requests being answered.", registry=self._registry).set_function(in_flight)
+        Gauge("nearfar_requests_in_flight", "Requests being answered.", registry=self.registry).set_function(in_flight)
         self._by_end: dict[tuple[str, str | None, Status], Counter] = {}
         self._by_target: dict[str, tuple[Histogram, Counter]] = {}
 
@@ -86,7 +89,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The metrics as Prometheus reads them."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _of(self, target: str) -> tuple[Histogram, Counter]:
         found = self._by_target.get(target)
