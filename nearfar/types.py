@@ -184,6 +184,7 @@ class Query:
     docs: str | None = None  # a collection of documents to answer from
     passages: int | None = None  # how many of them; None: the config's
     uses_memory: bool = True  # False: neither answered from a memory nor kept in one
+    signals: tuple[str, ...] = ()  # to be read of every answer that it gets, some at the price of further calls
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):

@@ -135,6 +135,7 @@ def _depends_on_the_question_alone(query: Query) -> bool:
         and sampling == _DEFAULTS
         and not query.sampling.temperature
         and not query.wants_signals
+        and not query.signals
         and query.uses_memory
     )
 

@@ -21,6 +21,7 @@ from nearfar.types import (
     StreamEvent,
 )
 
+from .asked_signals import asked_probes
 from .cascade import Cascade, Tier
 from .learning import Learning, LiveMonitor
 from .outcomes import Outcome, OutcomeLog
@@ -91,6 +92,7 @@ class Router:
             RequestError: no model could take such a query, or it names no model of ours.
         """
         check(query)
+        asked_probes(query.signals)
         cascade = self._cascade(query)
         found = plan(query, cascade)
         if cascade.chooser is None or len(found.eligible) < 2:

@@ -51,9 +51,10 @@ from nearfar.types import (
     Verdict,
 )
 
+from .asked_signals import asked_probes
 from .cascade import Cascade, Chooser, Guide, Onward, Tier, continuation, handed_on, rewritten, with_draft
 from .planning import candidates_of, within_budget
-from .sampled_signals import Probed, probe_all
+from .sampled_signals import Probe, Probed, probe_all
 from .signals import TOP_LOGPROBS, answer_signals, logprob_signals
 
 #: What the system says when it abstains.
@@ -103,9 +104,13 @@ class Run:
         door: where the query came in.
         is_named: the query names a model and not a cascade.
         journal: gets exactly one decision.
+
+    Raises:
+        RequestError: the query asks for a signal that there is not.
     """
 
     _candidates: tuple[Candidate, ...] = ()
+    _asked: tuple[Probe, ...] = ()  # what the query wants to know of its answers
     _best: Answer | None = None  # of the latest tier that answered
     _unfinished: Tier | None = None  # deferred on its prefix, so there is no whole answer to fall back on
     _current: _Try | None = None
@@ -123,6 +128,8 @@ class Run:
         self._is_named = is_named
         self._cascade = cascade
         self._query = query
+        if query.signals:
+            self._asked = asked_probes(query.signals)
         self._door = door
         self._id = new_decision_id()
         self._created_at = time.time()
@@ -325,7 +332,7 @@ class Run:
                 self._drop(tier, f"budget: {paid}", "budget_usd")
                 return None
             query = paid
-        if tier.scorer is not None and card.supports_logprobs:
+        if (tier.scorer is not None or "span" in query.signals) and card.supports_logprobs:
             top = max(TOP_LOGPROBS, query.sampling.top_logprobs or 0)
             query = replace(query, sampling=replace(query.sampling, logprobs=True, top_logprobs=top))
         return query
@@ -343,7 +350,8 @@ class Run:
         answer = None if query is None else await self._complete(tier, query)
         if answer is None:
             return None
-        probed = await self._probe(tier, answer, is_last=is_last) if tier.probes else None
+        decides = not is_last or self._query.when_unsure == "abstain"
+        probed = await self._probe(tier, answer, decides=decides) if tier.probes or self._asked else None
         judgement = self._judge(tier, answer, is_last=is_last, found=probed.signals if probed else None)
         guide = self._cascade.guide
         if guide is not None and judgement.verdict == "accepted" and self._may_hand_on(tier):
@@ -363,13 +371,11 @@ class Run:
             return await self._end(_abstention(tier.model.card.name), judgement, "abstained_early", "abstained")
         return None
 
-    async def _probe(self, tier: Tier, answer: Answer, *, is_last: bool) -> Probed | None:
-        """What asking again tells of the answer; None where nothing hangs on it."""
+    async def _probe(self, tier: Tier, answer: Answer, *, decides: bool) -> Probed | None:
+        """What asking again tells of the answer; None where nothing hangs on it and nobody asks."""
         query, current = self._query, self._current
-        decides = not is_last or query.when_unsure == "abstain"
-        if current is None or not (decides or query.wants_signals) or _flaw(answer, query, tier.model.card):
-            return None
-        if tier.guard is not None and tier.guard.objection() and not query.wants_signals:
+        probes = self._probes(tier, decides=decides)
+        if current is None or not probes or _flaw(answer, query, tier.model.card):
             return None
         left_usd = None
         if query.budget_usd is not None:
@@ -378,7 +384,18 @@ class Run:
             left_usd = query.budget_usd - (spent or 0.0) - (answer.cost_usd or 0.0) if is_known else 0.0
         limits = [self._deadline, None if tier.deadline_s is None else current.started + tier.deadline_s]
         deadline = min((limit for limit in limits if limit is not None), default=None)
-        return await probe_all(tier.probes, current.query, answer, tier.model, left_usd=left_usd, deadline=deadline)
+        return await probe_all(probes, current.query, answer, tier.model, left_usd=left_usd, deadline=deadline)
+
+    def _probes(self, tier: Tier, *, decides: bool) -> tuple[Probe, ...]:
+        """What the query asks for, each as the tier has it set, and the tier's own where its verdict hangs on them."""
+        is_wanted = self._query.wants_signals
+        if decides and not is_wanted:
+            is_wanted = tier.guard is None or not tier.guard.objection()
+        if not self._asked:
+            return tier.probes if is_wanted else ()
+        asked = {probe.name: probe for probe in self._asked}
+        own = {probe.name: probe for probe in tier.probes if is_wanted or probe.name in asked}
+        return tuple({**asked, **own}.values())
 
     async def _complete(self, tier: Tier, query: Query) -> Answer | None:
         """The tier's whole answer; None where it failed and the next tier may try."""
@@ -468,17 +485,20 @@ class Run:
 
         if begun:
             answer = replace(answer, text=begun + answer.text)
+        # A broken answer's second half was asked for in other words.
+        probed = await self._probe(tier, answer, decides=False) if self._asked and not begun else None
+        found = probed.signals if probed else None
         if not is_committed:  # shorter than the prefix: the whole answer is judged
-            judgement = self._judge(tier, answer, is_last=is_last)
-            self._note(judgement, answer)
+            judgement = self._judge(tier, answer, is_last=is_last, found=found)
+            self._note(judgement, answer, probed)
             if judgement.verdict == "accepted":
                 for event in self._pieces(await self._end(answer, judgement, self._reason(judgement))):
                     yield event
             return
-        whole = self._judge(tier, answer, is_last=True, may_abstain=False)
+        whole = self._judge(tier, answer, is_last=True, may_abstain=False, found=found)
         if judgement is not None:
             whole = replace(judgement, signals=whole.signals)
-        self._note(whole, answer)
+        self._note(whole, answer, probed)
         yield StreamEnd(await self._end(answer, whole, self._reason(whole)))
 
     async def _within(self, tier: Tier, current: _Try) -> AsyncGenerator[StreamEvent, None]:
@@ -675,7 +695,7 @@ class Run:
         card = current.tier.model.card
         cost_usd = card.cost_bound_usd(current.query)
         if cost_usd and current.first_token_s is not None:  # the probes may have been under way
-            cost_usd *= 1 + sum(probe.num_calls for probe in current.tier.probes)
+            cost_usd *= 1 + sum(probe.num_calls for probe in self._probes(current.tier, decides=True))
         self._steps.append(
             Step(
                 current.tier.name,

@@ -10,6 +10,7 @@ from nearfar.serving.gateway.schemas import MAX_DEPTH
 from nearfar.types import ContentPart, Message, NamedTool, ResponseFormat, ToolCall, ToolSpec
 
 HI = [{"role": "user", "content": "Hi"}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def parse(**fields):
@@ -86,6 +87,13 @@ def test_messages_of_every_role_arrive():
     assert query.modalities == {"image"}
 
 
+def test_a_call_that_was_put_together_from_a_stream_is_taken():
+    """Clients leave its place in the stream in it, and null for what it has not."""
+    query = parse(messages=[{"role": "assistant", "tool_calls": [{**CALL, "index": 0, "custom": None}]}]).query
+
+    assert query.messages[0].tool_calls == (ToolCall("1", "f", "{}"),)
+
+
 def test_unknown_fields_are_handed_on_and_nulls_are_absent():
     """A field that nearfar does not know goes to a model that may; null says nothing."""
     query = parse(guided_choice=["a"], verbosity="low", prediction=None, tools=None, stop=None, seed=None).query
@@ -143,7 +151,23 @@ def test_the_gateways_time_limit_bounds_the_deadline():
         ({"user": 7}, "user"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        ({"tools": [{"type": "web_search", "filters": {}}]}, "tools[0].type"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}, "cache_control": {"a": 1}}]},
+            "tools[0].cache_control",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "f", "output": 1}}]}, "tools[0].function.output"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "signature": "x"}]}]},
+            "messages[0].tool_calls[0].signature",
+        ),
+        ({"tool_choice": {"type": "function", "function": {"name": "f", "mode": 1}}}, "tool_choice.function.mode"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "rules": []}}},
+            "response_format.json_schema.rules",
+        ),
+        ({"response_format": {"type": "text", "pattern": "a"}}, "response_format.pattern"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
@@ -171,7 +195,7 @@ def test_a_misspelt_constraint_is_told_the_valid_ones():
     """The message lists what there is."""
     with pytest.raises(
         UnsupportedOption,
-        match="budget_usd, deadline_s, docs, memory, passages, privacy, quality, session, when_unsure",
+        match="budget_usd, deadline_s, docs, memory, passages, privacy, quality, session, signals, when_unsure",
     ):
         parse(nearfar={"budget": 1})
 

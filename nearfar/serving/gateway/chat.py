@@ -51,6 +51,7 @@ from .schemas import (
     parse_object,
     refuse_fields,
     refuse_tool_type,
+    refuse_unknown,
     response_format,
     text_of,
     tool_choice,
@@ -83,7 +84,7 @@ _ROLES: Mapping[str, Role] = {
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class _Function(Struct):
+class _Function(Struct, forbid_unknown_fields=True):
     name: str
     arguments: str = ""
 
@@ -110,7 +111,7 @@ class _Tool(Struct):
     function: FunctionSpec | None = None
 
 
-class _ResponseFormat(Struct):
+class _ResponseFormat(Struct, forbid_unknown_fields=True):
     type: str
     json_schema: JsonSchemaFormat | None = None
     grammar: str | None = None
@@ -192,7 +193,7 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
     query = Query(
         _messages(request.messages, raw["messages"]),
         request.model,
-        _tools(request.tools) if request.tools else (),
+        _tools(request.tools, raw["tools"]) if request.tools else (),
         None if request.tool_choice is None else _tool_choice(request),
         request.parallel_tool_calls,
         _format(request.response_format),
@@ -207,6 +208,7 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
         uses_memory=limits.memory is not False,
         docs=limits.docs,
         passages=limits.passages,
+        signals=tuple(limits.signals or ()),
     )
     return ChatCall(query, bool(request.stream), bool(options and options.include_usage))
 
@@ -240,7 +242,10 @@ def _message(message: _Message, wire: Mapping[str, Any], index: int) -> Message:
     return Message(
         role,
         content if isinstance(content, str) else _parts(content or (), at),
-        tuple(_call(call, f"{at}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls or ())),
+        tuple(
+            _call(call, wire["tool_calls"][i], f"{at}.tool_calls[{i}]")
+            for i, call in enumerate(message.tool_calls or ())
+        ),
         message.tool_call_id,
         message.name,
         unknown_fields(wire, _MESSAGE_FIELDS),
@@ -266,17 +271,19 @@ def _part(part: Mapping[str, Any], at: str) -> ContentPart:
     return ContentPart(modality, wire=part)
 
 
-def _call(call: _ToolCall, at: str) -> ToolCall:
+def _call(call: _ToolCall, wire: Mapping[str, Any], at: str) -> ToolCall:
     refuse_tool_type(call.type, at=at)
+    refuse_unknown(wire, ("id", "type", "function", "index"), at=at)  # the index is a stream's, and says nothing here
     if call.function is None:
         raise RequestError(f"`{at}.function` is missing.", param=f"{at}.function")
     return ToolCall(call.id, call.function.name, call.function.arguments)
 
 
-def _tools(tools: Sequence[_Tool] | None) -> tuple[ToolSpec, ...]:
+def _tools(tools: Sequence[_Tool], raw: Sequence[Mapping[str, Any]]) -> tuple[ToolSpec, ...]:
     specs = []
-    for i, tool in enumerate(tools or ()):
+    for i, tool in enumerate(tools):
         refuse_tool_type(tool.type, at=f"tools[{i}]")
+        refuse_unknown(raw[i], ("type", "function"), at=f"tools[{i}]")
         if tool.function is None:
             raise RequestError(f"`tools[{i}].function` is missing.", param=f"tools[{i}].function")
         specs.append(tool.function.to_tool())
@@ -389,8 +396,8 @@ _NO_OTHERS = Others({}, {}, {})
 
 
 def nearfar_field(decision: Decision) -> dict[str, Any]:
-    """What every reply says about its decision."""
-    return {
+    """What every reply says about its decision, and the signals of its answer where they were asked for."""
+    found: dict[str, Any] = {
         "decision_id": decision.id,
         "status": decision.status,
         "reason": decision.reason,
@@ -405,6 +412,12 @@ def nearfar_field(decision: Decision) -> dict[str, Any]:
         "is_cost_estimated": decision.is_cost_estimated,
         "latency_s": decision.latency_s.get("total"),
     }
+    if decision.request.get("signals"):
+        found["signals"] = next((step.signals for step in reversed(decision.steps) if step.tier == decision.tier), {})
+        found["signal_costs"] = [
+            {"tier": step.tier, **msgspec.to_builtins(cost)} for step in decision.steps for cost in step.signal_costs
+        ]
+    return found
 
 
 def chat_usage(usage: Usage | None) -> dict[str, Any] | None:

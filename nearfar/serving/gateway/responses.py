@@ -86,7 +86,7 @@ _ROLES: Mapping[str, Role] = {"system": "system", "developer": "developer", "use
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class _Format(Struct):
+class _Format(Struct, forbid_unknown_fields=True):
     type: str
     name: str = "answer"
     schema: dict[str, Any] | None = None
@@ -183,6 +183,7 @@ def parse_response(body: bytes, most_s: float) -> ResponseCall:
         uses_memory=limits.memory is not False,
         docs=limits.docs,
         passages=limits.passages,
+        signals=tuple(limits.signals or ()),
     )
     return ResponseCall(query, bool(request.stream), raw)
 

@@ -28,6 +28,7 @@ TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 _decode = msgspec.json.Decoder().decode
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
+_UNKNOWN = re.compile(r"contains unknown field `(.*)`", re.DOTALL)
 
 #: A query's field to where this wire has it, for errors that the router finds.
 CONSTRAINT_NAMES: Mapping[str, str] = {
@@ -36,6 +37,7 @@ CONSTRAINT_NAMES: Mapping[str, str] = {
     "quality": "nearfar.quality",
     "privacy": "nearfar.privacy",
     "docs": "nearfar.docs",
+    "signals": "nearfar.signals",
 }
 
 
@@ -51,12 +53,13 @@ class Constraints(Struct, kw_only=True):
     memory: bool | None = None
     docs: str | None = None
     passages: Annotated[int, Meta(ge=1, le=50)] | None = None
+    signals: list[str] | None = None
 
 
 NO_CONSTRAINTS = Constraints()
 
 
-class StreamOptions(Struct):
+class StreamOptions(Struct, forbid_unknown_fields=True):
     """The body's `stream_options`."""
 
     include_usage: bool | None = None
@@ -115,9 +118,13 @@ def convert(value: object, kind: type[T], *, at: str = "") -> T:
     except msgspec.ValidationError as exc:
         found = _PLACE.match(str(exc))
         what, path = (found["what"], found["path"]) if found else (str(exc), None)
-        missing = _MISSING.search(what)
-        parts = [part for part in (at, path, missing and missing[1]) if part]
+        missing, unknown = _MISSING.search(what), _UNKNOWN.search(what)
+        parts = [part for part in (at, path, missing and missing[1], unknown and unknown[1]) if part]
         param = ".".join(parts).replace(".[", "[") or None
+        if unknown:
+            raise UnsupportedOption(
+                f"`{param}` is not known here, and nothing is dropped in silence. Leave it out.", param=param
+            ) from exc
         place = f"`{param}`: " if param else ""
         raise RequestError(f"{place}{what[:1].lower()}{what[1:]}.", param=param) from exc
 
@@ -213,7 +220,7 @@ def check_stream_options(options: StreamOptions | None, *, stream: bool) -> None
         )
 
 
-class JsonSchemaFormat(Struct):
+class JsonSchemaFormat(Struct, forbid_unknown_fields=True):
     """A named JSON Schema."""
 
     name: str = "answer"
@@ -246,7 +253,7 @@ def response_format(kind: object, schema: JsonSchemaFormat | None, grammar: obje
     )
 
 
-class FunctionSpec(Struct):
+class FunctionSpec(Struct, forbid_unknown_fields=True):
     """A function tool."""
 
     name: Annotated[str, Meta(min_length=1)]
@@ -284,6 +291,9 @@ def tool_choice(value: object, name: object) -> ToolChoice | None:
     if value is None or value == "auto" or value == "none" or value == "required":
         return value
     if isinstance(value, dict) and value.get("type") == "function" and isinstance(name, str):
+        refuse_unknown(value, ("type", "function", "name"), at="tool_choice")
+        if isinstance(function := value.get("function"), dict):
+            refuse_unknown(function, ("name",), at="tool_choice.function")
         return NamedTool(name)
     raise UnsupportedOption(
         "`tool_choice` must be 'auto', 'none', 'required' or a named function; other forms are not supported.",
