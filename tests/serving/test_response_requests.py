@@ -87,6 +87,8 @@ def test_a_conversation_with_tools_arrives():
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "f", "defer": True}]}, "tools[0].defer"),
+        ({"text": {"format": {"type": "text", "rules": 1}}}, "text.format.rules"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"tone": "warm"}}, "text.tone"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
