@@ -11,36 +11,38 @@ from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
-from nearfar.config import (
-    BUILT_IN_EMBEDDERS,
+from nearfar.config import Settings
+from nearfar.config.agents import (
     AgentSettings,
-    AnthropicSettings,
     CalculatorToolsSettings,
-    CascadeSettings,
     CodeToolsSettings,
     DocumentsToolsSettings,
     FilesToolsSettings,
-    LlamaCppEmbedderSettings,
-    LlamaCppSettings,
     McpToolsSettings,
-    ModelSettings,
-    MonitorSettings,
-    OpenAIEmbedderSettings,
-    OpenAISettings,
     OpenApiToolsSettings,
-    PythonSettings,
     PythonToolsSettings,
-    ReplaySettings,
     RoleSettings,
-    SentenceTransformersSettings,
-    Settings,
-    TierSettings,
-    TokenRouterSettings,
     ToolsSettings,
+)
+from nearfar.config.cascades import CascadeSettings, MonitorSettings, TierSettings
+from nearfar.config.keys import read_keys
+from nearfar.config.models import (
+    AnthropicSettings,
+    LlamaCppSettings,
+    ModelSettings,
+    OpenAISettings,
+    PythonSettings,
+    ReplaySettings,
     VllmSettings,
     placement,
-    read_keys,
 )
+from nearfar.config.retrieval import (
+    BUILT_IN_EMBEDDERS,
+    LlamaCppEmbedderSettings,
+    OpenAIEmbedderSettings,
+    SentenceTransformersSettings,
+)
+from nearfar.config.token_routers import TokenRouterSettings
 from nearfar.errors import ConfigError, RequestError
 from nearfar.models.budget import BUDGETS, Budget, Budgeted
 from nearfar.models.cache import CACHE, Cached

@@ -5,16 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nearfar.config import (
-    AnthropicSettings,
-    LlamaCppSettings,
-    OpenAISettings,
-    ReplaySettings,
-    Settings,
-    StoredKey,
-    read_keys,
-    write_keys,
-)
+from nearfar.config import Settings
+from nearfar.config.keys import StoredKey, read_keys, write_keys
+from nearfar.config.models import AnthropicSettings, LlamaCppSettings, OpenAISettings, ReplaySettings
 from nearfar.errors import ConfigError
 
 SECRET = "sk-a-secret-that-must-not-be-seen"
@@ -226,6 +219,7 @@ TINY = '[models.tiny]\nkind = "llama.cpp"\n'
         ("gateway = 1", r"'gateway' must be a table"),
         ('[models.x]\nkind = "lama.cpp"', r"did you mean 'llama.cpp'.*\"openai\""),
         ("[models.x]\nmodel = 'm'", r"models.x has no kind"),
+        ("[models.x]\nkind = ['openai']", r"models.x.kind is \['openai'\].*; use one of"),
         ('[models.x]\nkind = "openai"', r"models.x.model is missing"),
         ('[models.x]\nkind = "openai"\nmodel = "m"\nurl = "far.example"', r"models.x.url must begin with http"),
         (
@@ -242,6 +236,10 @@ TINY = '[models.tiny]\nkind = "llama.cpp"\n'
         (TINY + '[cascades.auto]\ntiers = [{ model = "tiny", draft = true }]', r"first tier has no earlier draft"),
         (TINY + '[cascades.auto]\ntiers = ["tiny"]\nprefix_tokens = 4', r"prefix_tokens, which needs commit"),
         (TINY + '[cascades.tiny]\ntiers = ["tiny"]', r"'tiny' is both a model and a cascade"),
+        ("[agents.a]\nroles = 'planner'", r"agents.a.roles must be a table"),
+        ("[agents.a]\nroles = { planner = 5 }", r"agents.a.roles.planner must be a table"),
+        ("[routers.r]\nworkers = ['a']", r"routers.r.workers must be a table"),
+        ("[embedders.e]\nmodel = 'm'", r"line 1: embedders.e has no kind"),
         ('[models."a b"]\nkind = "llama.cpp"', r"'a b' is no name"),
         ('[budget]\nperiod = "day"', r"budget.period is set and budget.limit_usd is not"),
         ("[decisions]\nretention_days = 0", r"decisions.retention_days .*not 0"),

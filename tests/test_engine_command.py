@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support.engines import STUB, adapter, checkpoint
 
-from nearfar.config import LlamaCppSettings, Settings
+from nearfar.config import Settings
+from nearfar.config.models import LlamaCppSettings
 from nearfar.errors import ConfigError
 from nearfar.serving.engine.process import members
 from nearfar.types import Query

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from support.counting_upstream import CountingUpstream
 
-from nearfar.config import Settings, StoredKey, write_keys
+from nearfar.config import Settings
+from nearfar.config.keys import StoredKey, write_keys
 from nearfar.errors import ConfigError, DataError, NearfarError
 from nearfar.models.error_cases import WithErrorCases
 from nearfar.router.cascade import UNCALIBRATED_THRESHOLD

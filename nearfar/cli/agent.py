@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nearfar.agents.checkpoints import RunStore
     from nearfar.agents.graph_agent import GraphAgent
     from nearfar.agents.types import AgentEvent, NeedsApproval, RunResult
-    from nearfar.config import AgentSettings, Settings
+    from nearfar.config import Settings
+    from nearfar.config.agents import AgentSettings
     from nearfar.wiring import Wired
 
 #: The agent that there is without any in the config.
@@ -281,7 +282,7 @@ def _chosen(
     Raises:
         RequestError: there is none of this name, or several and none is named.
     """
-    from nearfar.config import AgentSettings, RoleSettings
+    from nearfar.config.agents import AgentSettings, RoleSettings
 
     if name is None and len(settings.agents) == 1 and folder is None and docs is None and not is_default:
         name = next(iter(settings.agents))

@@ -18,7 +18,8 @@ from .run import DONE
 if TYPE_CHECKING:
     from nearfar.agents.evaluation.answers import Recorded, Report
     from nearfar.agents.evaluation.role_caller import RoleCaller
-    from nearfar.config import AgentSettings, Settings
+    from nearfar.config import Settings
+    from nearfar.config.agents import AgentSettings
     from nearfar.wiring import Wired
 
 

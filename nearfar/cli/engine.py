@@ -59,7 +59,8 @@ def up(
 @app.command("status")
 def status(as_json: opt.JsonOption = False, config: opt.ConfigOption = None) -> int:
     """Show every server: what it does, how busy it is and what it takes."""
-    from nearfar.config import Settings, VllmSettings
+    from nearfar.config import Settings
+    from nearfar.config.models import VllmSettings
 
     settings = Settings.load(config, needs_keys=False)
     named = [name for name, model in settings.models.items() if isinstance(model, VllmSettings) and not model.url]
@@ -145,7 +146,7 @@ def stop(
 
 
 def _chosen(settings: Settings, names: Sequence[str] | None) -> list[str]:
-    from nearfar.config import VllmSettings
+    from nearfar.config.models import VllmSettings
 
     known = [name for name, model in settings.models.items() if isinstance(model, VllmSettings) and not model.url]
     if not known:

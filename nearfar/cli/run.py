@@ -60,7 +60,7 @@ _EXTRAS = {
 
 
 def _report(exc: Exception, code: int, *, is_ours: bool = True) -> int:
-    from nearfar.config import is_debugging
+    from nearfar.config.environment import is_debugging
 
     if is_debugging():
         import traceback

@@ -16,7 +16,7 @@ from .console import escape, remark, table, write, write_json
 from .run import DONE
 
 if TYPE_CHECKING:
-    from nearfar.config import StoredKey
+    from nearfar.config.keys import StoredKey
 
 keys_app = typer.Typer(help="Make, list and revoke the gateway's keys.", no_args_is_help=True)
 
@@ -60,7 +60,8 @@ def new(
     """Make a key and print it once; only its hash is kept."""
     from datetime import UTC, datetime
 
-    from nearfar.config import Settings, StoredKey, read_keys, write_keys
+    from nearfar.config import Settings
+    from nearfar.config.keys import StoredKey, read_keys, write_keys
     from nearfar.serving.gateway.keys import hash_key, new_key
 
     path = Settings.load(config, needs_keys=False).keys_path
@@ -97,7 +98,8 @@ def revoke(
     config: opt.ConfigOption = None,
 ) -> int:
     """Take a key out of force, from the gateway's next start on."""
-    from nearfar.config import Settings, write_keys
+    from nearfar.config import Settings
+    from nearfar.config.keys import write_keys
 
     keys = _stored(config)
     left = [key for key in keys if key.name != name]
@@ -109,6 +111,7 @@ def revoke(
 
 
 def _stored(config: Path | None) -> tuple[StoredKey, ...]:
-    from nearfar.config import Settings, read_keys
+    from nearfar.config import Settings
+    from nearfar.config.keys import read_keys
 
     return read_keys(Settings.load(config, needs_keys=False).keys_path)

@@ -72,7 +72,9 @@ def init(
 
     Looks for weights, keys in the environment, and model servers at the usual loopback ports.
     """
-    from nearfar.config import Settings, found_models, user_config_path
+    from nearfar.config import Settings
+    from nearfar.config.environment import user_config_path
+    from nearfar.config.models import found_models
     from nearfar.models import weights
 
     target = user_config_path() if user else path

@@ -15,7 +15,8 @@ from .console import remark, stdout, write_json
 from .run import DONE
 
 if TYPE_CHECKING:
-    from nearfar.config import Settings, TokenRouterSettings
+    from nearfar.config import Settings
+    from nearfar.config.token_routers import TokenRouterSettings
 
 app = typer.Typer(
     help="Fit agents' roles to tasks done well, and routers of functional tokens to labelled queries.",
@@ -52,7 +53,8 @@ def functional_tokens(
 
     A fifth of the queries is held back to measure on. Needs the extra "train".
     """
-    from nearfar.config import LlamaCppSettings, Settings
+    from nearfar.config import Settings
+    from nearfar.config.models import LlamaCppSettings
     from nearfar.router.functional_tokens.labelled import load_labelled
     from nearfar.router.functional_tokens.prompts import choice_prompt
     from nearfar.training.functional_tokens import LabelledPrompt, Recipe, train
@@ -132,7 +134,8 @@ def roles(
     """
     import random
 
-    from nearfar.config import LlamaCppSettings, Settings
+    from nearfar.config import Settings
+    from nearfar.config.models import LlamaCppSettings
     from nearfar.training.role_adapters import RolesRecipe, train_roles
     from nearfar.wiring import weights_path
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from support.engines import checkpoint, safetensors
 
-from nearfar.config import Settings, model_names
+from nearfar.config import Settings
+from nearfar.config.models import model_names
 from nearfar.errors import ConfigError
 from nearfar.serving.engine.spec import EngineSpec
 from nearfar.serving.quantization.settings import NestedConfig
