@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,23 @@ async def test_a_stop_that_somebody_asks_for_ends_the_server(tmp_path, engine_of
     await until(lambda: engine.state == "stopped")
 
     assert members(pid) == []
+
+
+async def test_a_stop_that_somebody_asks_for_before_a_restart_is_honoured(tmp_path, engine_of):
+    """While it waits to start a server again, too; no server comes after it, and the record is gone."""
+    engine = engine_of(stub_spec(tmp_path), replace(QUICK, first_wait_s=60.0))
+    engine.begin()
+    await engine.ready()
+    os.kill(engine.pid, signal.SIGKILL)
+    engine.suspect()
+    await until(lambda: engine.state == "waiting")
+
+    Records(tmp_path / "engines").request_stop("near")
+    await until(lambda: engine.state == "stopped")
+
+    assert engine.restarts == 0
+    assert Records(tmp_path / "engines").read("near") is None
+    Records(tmp_path / "engines").claim("near").release()  # anybody may start it again
 
 
 async def test_requests_in_flight_end_before_the_server_does(tmp_path, engine_of):

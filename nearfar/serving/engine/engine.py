@@ -252,7 +252,11 @@ class Engine:
             self._set("waiting")
             self._note()
             wait_s = min(self._patience.longest_wait_s, self._patience.first_wait_s * 2 ** (failures - 1))
-            await asyncio.sleep(wait_s)
+            if await self._is_asked_to_stop(wait_s):
+                self._records.forget(self.spec.name)
+                self._release()
+                self._set("stopped")
+                return
             self.restarts += 1
             self._set("starting")
 
@@ -268,8 +272,9 @@ class Engine:
             self._process = ServerProcess(record.pid, record.started)
             self._connect(Address(record.url, record.key))
             return await self._watch(self._wait_for_owner)
+        if self._claim is None:
+            self._records.take_stop(self.spec.name)  # of an earlier life
         self._claim = claim
-        self._records.take_stop(self.spec.name)  # of an earlier life
         found = ServerProcess.adopt(record.pid, record.started) if record is not None else None
         if record is not None and found is not None:
             if record.fingerprint == self.spec.fingerprint:
@@ -371,6 +376,15 @@ class Engine:
                 await asyncio.wait_for(self._nudge.wait(), self._patience.poll_s)
 
     # --- its parts ---------------------------------------------------------------------------------------------------
+
+    async def _is_asked_to_stop(self, limit_s: float) -> bool:
+        """Waits so long, or until somebody asks to stop the server; whether somebody did."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if self._claim is not None and self._records.take_stop(self.spec.name):
+                return True
+            await asyncio.sleep(min(self._patience.poll_s, limit_s))
+        return False
 
     async def _is_well(self) -> bool:
         try:
