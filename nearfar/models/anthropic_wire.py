@@ -31,6 +31,7 @@ from nearfar.types import (
 )
 
 from .http import HttpClient
+from .wire_json import UNREADABLE, checked_usage
 
 #: The version of the API that this module speaks. Source: the official Python client 2.11, October 2026.
 _VERSION: Final = "2023-06-01"
@@ -279,19 +280,22 @@ class AnthropicWireModel:
         """The events of an answer that came in one piece."""
         try:
             whole = _WHOLES.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except UNREADABLE as exc:
             raise self._http.errors.malformed(f"sent something else than a message: {exc}", data) from exc
         if whole.error or whole.type == "error":
             raise self._http.errors.reported(data)
         if whole.content is None:
             raise self._http.errors.malformed("answered without content", data)
-        return assembly.take_whole(whole)
+        try:
+            return assembly.take_whole(whole)
+        except UnicodeDecodeError as exc:  # in a call's arguments, which are kept as they came
+            raise self._http.errors.malformed(f"sent something else than a message: {exc}", data) from exc
 
     def _take(self, data: bytes, assembly: _Assembly) -> list[StreamEvent]:
         """The events of one event of theirs."""
         try:
             event = _EVENTS.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except UNREADABLE as exc:
             raise self._http.errors.malformed(f"sent something else than an event: {exc}", data) from exc
         if event.error or event.type == "error":
             raise self._http.errors.reported(data)
@@ -343,14 +347,17 @@ class _Usage(Struct, gc=False):
     output_tokens: int | None = None
     output_tokens_details: _OutputDetails | None = None
 
-    def usage(self) -> Usage:
+    def usage(self) -> Usage | None:
         cached = self.cache_read_input_tokens or 0
+        fresh = (self.input_tokens or 0, self.cache_creation_input_tokens or 0)
         details = self.output_tokens_details
-        return Usage(
-            (self.input_tokens or 0) + (self.cache_creation_input_tokens or 0) + cached,
+        if min(fresh) < 0:
+            return None
+        return checked_usage(
+            sum(fresh) + cached,
             self.output_tokens or 0,
-            cached,
-            (details.thinking_tokens or 0) if details else 0,
+            cached_tokens=cached,
+            reasoning_tokens=(details.thinking_tokens or 0) if details else 0,
         )
 
 

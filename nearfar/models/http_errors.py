@@ -24,6 +24,8 @@ from nearfar.errors import (
     UpstreamUnavailable,
 )
 
+from .wire_json import UNREADABLE
+
 #: How much of what a server said is repeated in a message.
 SHOWN_CHARACTERS = 200
 
@@ -204,7 +206,7 @@ def _error_of(body: bytes) -> Any:
     """The error in a body, whatever shape: OpenAI's, Anthropic's, FastAPI's; None where there is no JSON."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
     if isinstance(value, Mapping):
         return value.get("error") or value

@@ -38,6 +38,7 @@ from nearfar.types import (
 
 from . import gbnf
 from .http import Exchange, HttpClient
+from .wire_json import UNREADABLE, checked_usage
 
 #: OpenAI's own hosts, whose newer models take `max_completion_tokens` alone and tell "developer" from "system". Other
 #: servers know `max_tokens`, and their chat templates no role "developer".
@@ -272,7 +273,7 @@ class OpenAIWireModel:
                 return events
             if not assembly.take_others(data):
                 raise self._http.errors.reported(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except UNREADABLE as exc:
             kind = f" ({exchange.content_type})" if exchange and "json" not in exchange.content_type else ""
             raise self._http.errors.malformed(f"sent something else than a chat completion{kind}: {exc}", data) from exc
         return events
@@ -319,7 +320,7 @@ async def list_models(
             body = await exchange.read()
         try:
             return [model.id for model in msgspec.json.decode(body, type=_Models).data]
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except UNREADABLE as exc:
             raise http.errors.malformed(f"sent something else than a list of models: {exc}", body) from exc
     finally:
         await http.aclose()
@@ -456,13 +457,13 @@ class _Usage(Struct, gc=False):
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
-    def usage(self) -> Usage:
+    def usage(self) -> Usage | None:
         prompt, completion = self.prompt_tokens_details, self.completion_tokens_details
-        return Usage(
+        return checked_usage(
             self.prompt_tokens,
             self.completion_tokens,
-            (prompt.cached_tokens or 0) if prompt else 0,
-            (completion.reasoning_tokens or 0) if completion else 0,
+            cached_tokens=(prompt.cached_tokens or 0) if prompt else 0,
+            reasoning_tokens=(completion.reasoning_tokens or 0) if completion else 0,
         )
 
 
@@ -486,8 +487,11 @@ _CHUNKS = msgspec.json.Decoder(_Chunk)
 _OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _LISTS = msgspec.json.Decoder(list[dict[str, Raw]])
 
-#: Fields that have a place of their own, or say nothing that outlives the answer (obfuscation is padding).
-_KNOWN_IN_BODY = frozenset({"id", "object", "created", "model", "choices", "usage", "error", "obfuscation"})
+#: Fields that have a place of their own, or say nothing that outlives the answer (obfuscation is padding); "message"
+#: and "choice" name the places of others in `Answer.extra`.
+_KNOWN_IN_BODY = frozenset(
+    {"id", "object", "created", "model", "choices", "usage", "error", "obfuscation", "message", "choice"}
+)
 _KNOWN_IN_CHOICE = frozenset({"index", "delta", "message", "finish_reason", "logprobs"})
 _KNOWN_IN_MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"})
 
@@ -674,6 +678,6 @@ def _merge(into: dict[str, Any], piece: Mapping[str, Any]) -> None:
         if isinstance(known, dict) and isinstance(value, dict):
             _merge(known, value)
         elif isinstance(known, list) and isinstance(value, list):
-            into[key] = known + value
+            known += value
         elif value not in ([], {}):
             into[key] = value

@@ -14,6 +14,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from nearfar.errors import UpstreamError
 
 from .http import HttpClient
+from .wire_json import UNREADABLE
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -158,7 +159,7 @@ class WireEmbedder:
             read = await exchange.read()
         try:
             rows = sorted(_decoder.decode(read).data, key=lambda row: row.index)
-        except msgspec.DecodeError as exc:
+        except UNREADABLE as exc:
             raise self._http.errors.malformed(f"no embeddings: {exc}", read) from exc
         if [row.index for row in rows] != list(range(num_texts)) or len({len(row.embedding) for row in rows}) > 1:
             raise self._http.errors.malformed(f"{len(rows)} vectors for {num_texts} texts", b"")

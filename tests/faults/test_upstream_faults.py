@@ -45,6 +45,7 @@ ERRORS: dict[str, type[UpstreamError] | None] = {
     "error_midway": UpstreamUnavailable,
     "wrong_content_type": MalformedAnswer,
     "broken_json": MalformedAnswer,
+    "deep_json": MalformedAnswer,
     "truncated": MalformedAnswer,
     "split_at_every_byte": None,
     "huge_line": MalformedAnswer,

@@ -475,3 +475,33 @@ async def test_a_server_that_does_not_stream_is_answered_for() -> None:
     assert events == [TextDelta("hi")]
     assert answer.text == "hi"
     assert answer.usage is None
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"input_tokens": -5, "output_tokens": 1, "cache_read_input_tokens": 10},
+        {"input_tokens": 5, "output_tokens": -(10**9)},
+        {"input_tokens": 10**30, "output_tokens": 1},
+    ],
+)
+async def test_a_usage_that_cannot_be_is_unknown(usage: dict[str, Any]) -> None:
+    """A negative count would pay a budget back, and one beyond 64 bits could not be written to it."""
+    whole = {"type": "message", "content": [{"type": "text", "text": "hi"}], "usage": usage}
+    with AnthropicServer([web.json_response(whole)]) as server:
+        async with client(server, price=PRICE) as model:
+            answer = await model.complete(Query("hi"))
+
+    assert answer.text == "hi"
+    assert answer.usage is None
+    assert answer.cost_usd is None
+
+
+async def test_arguments_that_are_no_utf8_are_malformed() -> None:
+    """They are kept as they came, so that nothing looked at them before."""
+    block = b'{"type": "tool_use", "id": "1", "name": "f", "input": {"a": "\xff"}}'
+    body = b'{"type": "message", "content": [%b], "stop_reason": "tool_use"}' % block
+    with AnthropicServer([web.Response(body=body, content_type="application/json")]) as server:
+        async with client(server) as model:
+            with pytest.raises(MalformedAnswer):
+                await model.complete(Query("hi", tools=(TOOL,)))

@@ -450,6 +450,48 @@ async def test_a_server_that_does_not_stream_is_answered_for() -> None:
     assert answer.text == "hi"
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -(10**9), "completion_tokens": 5},
+        {"prompt_tokens": 5, "completion_tokens": -1},
+        {"prompt_tokens": 10**30, "completion_tokens": 5},
+        {"prompt_tokens": 5, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": -5}},
+    ],
+)
+async def test_a_usage_that_cannot_be_is_unknown(usage: dict[str, Any]) -> None:
+    """A negative count would pay a budget back, and one beyond 64 bits could not be written to it."""
+    whole = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": usage}
+    with OpenAIServer([web.json_response(whole)]) as server:
+        model = client(server, price=PRICE)
+        answer = await model.complete(Query("hi"))
+        await model.aclose()
+
+    assert answer.text == "hi"
+    assert answer.usage is None
+    assert answer.cost_usd is None
+
+
+async def test_no_more_of_a_prompt_is_cached_than_it_has() -> None:
+    """Else the rest of the prompt would cost less than nothing."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 10**6}}
+
+    _, answer = await stream_of(delta("stop", content="hi"), {"choices": [], "usage": usage})
+
+    assert answer.usage == Usage(10, 0, cached_tokens=10)
+
+
+async def test_fields_named_like_our_places_for_others_are_passed_over() -> None:
+    """A body's own `message` or `choice` is not taken for what stood in its message or choice."""
+    whole = {"choices": [{"message": {"content": "hi", "mood": "fine"}}], "message": "ok", "choice": 5}
+    with OpenAIServer([web.json_response(whole)]) as server:
+        model = client(server)
+        answer = await model.complete(Query("hi"))
+        await model.aclose()
+
+    assert answer.extra == {"message": {"mood": "fine"}}
+
+
 async def test_models_are_listed() -> None:
     """In the server's order, with the key."""
     with OpenAIServer([obedient]) as server:

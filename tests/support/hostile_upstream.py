@@ -25,6 +25,7 @@ FAULTS = (
     "error_midway",
     "wrong_content_type",
     "broken_json",
+    "deep_json",
     "truncated",
     "split_at_every_byte",
     "huge_line",
@@ -150,6 +151,9 @@ async def _misbehave(fault: str, is_stream: bool, reader: asyncio.StreamReader, 
         case "broken_json":
             broken = whole.replace(b'"choices":', b'"choices"')
             await _send(writer, _headers(media_type), _chunk(broken), _END)
+        case "deep_json":
+            deep = b'"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "choices":'
+            await _send(writer, _headers(media_type), _chunk(whole.replace(b'"choices":', deep)), _END)
         case "truncated":
             await _send(writer, _headers(media_type), _chunk(half), _END)
         case "split_at_every_byte":
