@@ -159,6 +159,10 @@ def measured() -> str:
     """The README's table, from the committed results."""
     lines = ["| what | measured | conditions |", "|---|---|---|"]
     for name, rows in (
+        ("routing_predictive_routellm_mmlu.json", _predictive_rows),
+        ("routing_cascade_mmlu_llama3_cascade.json", _cascade_rows),
+        ("guarantees_500.json", _guarantee_rows),
+        ("cpu_nested_gemm.json", _kernel_rows),
         ("main.json", _main_rows),
         ("gateway.json", _gateway_rows),
         ("startup.json", _startup_rows),
@@ -168,6 +172,52 @@ def measured() -> str:
         if path.exists():
             lines += [f"| {' | '.join(row)} |" for row in rows(json.loads(path.read_text()))]
     return "\n".join(lines)
+
+
+def _predictive_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    others = {"plain tfidf ridge": "TF-IDF with ridge", "random": "random"}
+    yield from _routing_rows(result, "Mixtral 8x7B or GPT-4 from the question alone (MMLU)", "auto", others)
+
+
+def _cascade_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    others = {result["against"]: "its confidence alone", "random": "random"}
+    yield from _routing_rows(result, "Llama 3 8B, then 70B where it is unsure (MMLU)", "hybrid", others)
+
+
+def _routing_rows(
+    result: dict[str, Any], title: str, router: str, others: dict[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    by_name = {row["router"]: row for row in result["rows"]}
+    sent = {name: f"{by_name[name]['cpt50']:.0f} %" for name in (router, *others)}
+    beside = ", ".join(f"{called} {sent[name]}" for name, called in others.items())
+    low, high = by_name[router]["intervals"]["apgr"]
+    yield (
+        f"{title}: queries sent to the larger one for half of its gain",
+        f"{sent[router]}; {beside}",
+        f"{result['n']:,} questions, out of fold; APGR {by_name[router]['apgr']:.3f} ({low:.3f} to {high:.3f})",
+    )
+
+
+def _guarantee_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    found = result["accepted_error"]["summary"]
+    own, plug_in = found["nearfar"], found["plug-in"]
+    yield (
+        "Promise that accepted answers are wrong at most α, allowed to fail in 10 % of draws: fails in the worst cell",
+        f"in {own['most_broken']:.1%}; the threshold that looks right on the labels in {plug_in['most_broken']:.0%}",
+        f"{own['cells']} cells of {len(result['tables'])} tables, α and δ; {result['splits']} draws each",
+    )
+
+
+def _kernel_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    height, width = result["shape"]
+    for cell in result["cells"]:
+        if (cell["kernel"], cell["rows"]) == ("nested 4 bits", 1):
+            ratios = ", ".join(f"{name} {ratio:.1f} ×" for name, ratio in cell["median_ratio_of_time_to"].items())
+            yield (
+                f"Nested weights at 4 bits, one token, {height:,} × {width:,}: how many times as long others take",
+                ratios,
+                f"{result['threads']} threads, {result['instructions']}; medians of {result['rounds']} rounds",
+            )
 
 
 def _main_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
