@@ -230,13 +230,14 @@ def _logs() -> str:
 
 def _latency() -> str:
     return _table(
-        ["router", "median", "95 % within", "mean processor time"],
+        ["router", "median", "95 % within", "mean processor time", "times its embedding"],
         [
             [
                 f"{row['router']}, `{row['table']}`",
                 f"{row['median_ms']:.2f} ms",
                 f"{row['p95_ms']:.2f} ms",
                 f"{row['mean_processor_ms']:.2f} ms",
+                f"{row['times_the_embedding']:.2f}" if "times_the_embedding" in row else "",
             ]
             for row in _read("latency")["rows"]
         ],
