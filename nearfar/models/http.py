@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from nearfar.errors import ConfigError
@@ -19,6 +21,10 @@ from .sse import EventReader, EventTooLarge
 #: The largest body that is read of an answer that is not streamed, and of an error.
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
+
+#: The most that is read of one stream. A hundred thousand tokens with twenty alternatives each are 200 MB. A server
+#: that never ends is ended by this alone, or by a deadline that may be ten minutes away.
+MAX_STREAM_BYTES: Final = 256 * 1024 * 1024
 
 #: How long an idle connection is kept; below the 15 s to 75 s after which common servers close it.
 _KEEP_ALIVE_S: Final = 10.0
@@ -49,6 +55,7 @@ class HttpClient:
         plain_headers: sent besides; no secrets.
         connect_timeout_s: for the name, the connection and TLS together.
         read_timeout_s: the longest silence while an answer is awaited or read.
+        max_stream_bytes: the longest stream.
 
     Raises:
         ConfigError: the URL or a header cannot be used.
@@ -63,6 +70,7 @@ class HttpClient:
         plain_headers: Mapping[str, str] | None = None,
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 120.0,
+        max_stream_bytes: int = MAX_STREAM_BYTES,
     ) -> None:
         self._url = _checked_url(url, model)
         _check_headers(headers, model)
@@ -81,6 +89,7 @@ class HttpClient:
         }
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)
         self._patience_s = connect_timeout_s + read_timeout_s
+        self.max_stream_bytes = max_stream_bytes
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     def endpoint(self, path: str) -> URL:
@@ -99,9 +108,7 @@ class HttpClient:
             for old in [loop for loop in self._sessions if loop.is_closed()]:
                 await self._sessions.pop(old).close()
             session = self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0, keepalive_timeout=_KEEP_ALIVE_S, resolver=aiohttp.ThreadedResolver()
-                ),
+                connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE_S, resolver=aiohttp.ThreadedResolver()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 timeout=self._timeout,
@@ -131,7 +138,7 @@ class Exchange:
     Entering, and every reading method, raises an `UpstreamError` where the server or the network fails.
     """
 
-    __slots__ = ("_body", "_client", "_is_ended", "_method", "_reader", "_response", "_url")
+    __slots__ = ("_body", "_client", "_is_ended", "_method", "_num_bytes", "_reader", "_response", "_url")
 
     def __init__(self, client: HttpClient, method: str, url: URL, body: bytes | None) -> None:
         self._client = client
@@ -140,6 +147,7 @@ class Exchange:
         self._body = body
         self._reader = EventReader()
         self._is_ended = False
+        self._num_bytes = 0  # of a stream, read so far
 
     async def __aenter__(self) -> Self:
         session = await self._client.session()
@@ -191,6 +199,9 @@ class Exchange:
         if self._is_ended:
             return None
         chunk = await self._next()
+        self._num_bytes += len(chunk)
+        if self._num_bytes > self._client.max_stream_bytes:
+            raise self._client.errors.malformed(f"sent a stream of more than {self._client.max_stream_bytes} bytes")
         try:
             if chunk:
                 return self._reader.feed(chunk)
@@ -226,6 +237,19 @@ class Exchange:
         except _FAILURES:
             return body
         return body
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Never takes a connection up again on which something has come since: it would pass for the next answer."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
 
 
 class _Response(aiohttp.ClientResponse):
