@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from langgraph.graph import END, START, StateGraph
 
+from nearfar.router.held_choices import CHOICE_LOGPROBS, held_probability
 from nearfar.types import Answer, Message, NamedTool, ResponseFormat, ToolCall, ToolSpec
 
 from .calls import CallWriter, WrittenCalls
@@ -151,21 +152,23 @@ class AlphaUmi:
             return stop
         tools = in_scope(desk, scope_of(state))
         fresh = [tool for tool in tools if tool.name not in worn(desk.task.limits, state.get("trace", []))]
+        shape = planner_format(fresh, self.rationale)
         ask = desk.ask(
             {**state, "step": step},
             PLANNER,
             *self._conversation(state, desk, tools),
-            response_format=planner_format(fresh, self.rationale),
+            response_format=shape,
+            top_logprobs=CHOICE_LOGPROBS,
         )
         said = await answered(
             desk.responder,
             desk.roles[PLANNER],
             ask,
             key=lambda answer: " ".join(filter(None, read_plan(answer.text, fresh)[1:])),
-            score=plan_score,
+            score=lambda answer: plan_score(answer, shape),
         )
         rationale, following, tool = read_plan(said.answer.text, fresh)
-        planned = Planned(step, rationale, following, plan_score(said.answer))
+        planned = Planned(step, rationale, following, plan_score(said.answer, shape))
         update: Update = {"step": step, "plan": {"next": following, "tool": tool, "rationale": rationale}}
         if following == _GIVE_UP:
             update |= ended("gave_up", rationale or "the planner gave up")
@@ -400,13 +403,12 @@ def read_plan(text: str, tools: Sequence[ToolSpec]) -> tuple[str, Next, str | No
     return rationale, "caller", named[0] if named else None
 
 
-def plan_score(answer: Answer) -> float | None:
-    """How sure the planner is of its marker and the tool's name; its model's own score where no tokens are told."""
-    try:
-        marker = json.loads(answer.text)["next"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return answer.score
-    found = span_score(answer, f'"{marker}"')
+def plan_score(answer: Answer, shape: ResponseFormat) -> float | None:
+    """How sure the planner is of the marker and the tools that it names, among those that `shape` let it name.
+
+    Its model's own score where no tokens with alternatives are told.
+    """
+    found = held_probability(answer.text, answer.logprobs or (), shape.schema or {})
     return answer.score if found is None else found
 
 

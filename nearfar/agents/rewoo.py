@@ -17,7 +17,8 @@ from typing import Any
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from nearfar.types import Message, ResponseFormat, ToolCall, ToolSpec
+from nearfar.router.held_choices import CHOICE_LOGPROBS, choice_probability
+from nearfar.types import Answer, Message, ResponseFormat, ToolCall, ToolSpec
 
 from .desk import (
     DECLINED,
@@ -35,7 +36,7 @@ from .desk import (
     person_says,
     timed,
 )
-from .roles import answered, span_score
+from .roles import answered
 from .toolbox import Toolbox
 from .trace import shown, to_plain
 from .types import Called, Observation, Observed, Planned
@@ -117,8 +118,11 @@ class Rewoo:
         told: list[Any] = []
         problem = ""
         for _ in range(1 + self.repairs):
-            ask = desk.ask(state, PLANNER, *messages, response_format=steps_format(tools))
-            said = await answered(desk.responder, desk.roles[PLANNER], ask, score=lambda answer: plan_score(answer))
+            shape = steps_format(tools)
+            ask = desk.ask(state, PLANNER, *messages, response_format=shape, top_logprobs=CHOICE_LOGPROBS)
+            said = await answered(
+                desk.responder, desk.roles[PLANNER], ask, score=lambda answer: plan_score(answer, tools)
+            )
             told += said.decided
             steps = read_steps(said.answer.text, tools)
             problem = plan_problem(steps, desk.toolbox, desk.task.limits.steps) or ""
@@ -408,11 +412,15 @@ def _filled(value: Any, schema: Mapping[str, Any], evidence: Mapping[int, Observ
     return text
 
 
-def plan_score(answer: Any) -> float | None:
-    """How sure the planner is of the tools that it named, the least sure one; its model's own score without tokens."""
-    names = re.findall(r'"tool": ("(?:[^"\\]|\\.)*")', answer.text)
-    scores = [score for name in names if (score := span_score(answer, name)) is not None]
-    return min(scores) if scores else answer.score
+def plan_score(answer: Answer, tools: Sequence[ToolSpec]) -> float | None:
+    """How sure the planner is of the tools that it named, among those that it could have named; the least sure one.
+
+    Its model's own score where no tokens with alternatives are told.
+    """
+    names = [json.dumps(tool.name, ensure_ascii=False) for tool in tools]
+    places = re.finditer(r'"tool"\s*:\s*(?=")', answer.text)
+    found = [choice_probability(answer.text, answer.logprobs or (), place.end(), names) for place in places]
+    return min((share for share in found if share is not None), default=answer.score)
 
 
 def solve_messages(task: str, steps: Sequence[PlanStep], evidence: Mapping[int, Observation]) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
 """Roles: who answers for a part of an agent, how it is asked, and how sure it is.
 
 A role is a model's or a cascade's name: the router takes either. How sure a role is, is read off the log-probabilities
-of the tokens that matter: the planner's marker and tool name, the caller's arguments.
+of the tokens that matter: the planner's marker and tool names among those that it could have said, the caller's
+arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .refusals import given, refused_for
 from .types import Decided, Responder, Wrote
 
 #: What a model may not be able to give, and a role can do without.
-_SHAPES = frozenset({"logprobs", "response_format"})
+_SHAPES = frozenset({"logprobs", "top_logprobs", "response_format"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Ask:
     privacy: str = "any"
     session: str | None = None
     stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None  # alternatives per token, where the score reads them
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -182,6 +184,7 @@ def query_of(role: Role, ask: Ask, number: int = 0, *, logprobs: bool = False) -
             seed=number if drawn else None,
             stop=ask.stop,
             logprobs=logprobs,
+            top_logprobs=ask.top_logprobs if logprobs else None,
         ),
         deadline_s=ask.deadline_s,
         budget_usd=ask.budget_usd,

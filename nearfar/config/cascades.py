@@ -22,6 +22,7 @@ SignalName: TypeAlias = Literal[
     "self_check",
     "stated_confidence",
     "span",
+    "choices",
     "answer_text",
     "query",
     "similar_queries",

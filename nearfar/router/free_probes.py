@@ -14,6 +14,7 @@ from nearfar.types import Answer, ChatModel, Embedder, Query
 
 from .answer_span import SPAN_SIGNALS, span_signals
 from .answer_text import ANSWER_TEXT_SIGNALS, answer_text_signals
+from .held_choices import CHOICE_SIGNALS, choice_signals
 from .labels import read_rows, to_number
 from .predictive import PredictiveRouter, RoutingQuery
 from .sampled_signals import Meter
@@ -59,6 +60,18 @@ class SpanSignals:
     async def read(self, query: Query, answer: Answer, model: ChatModel, meter: Meter) -> dict[str, float]:
         """`span_…`, absent where no span is found."""
         return span_signals(answer.text, answer.logprobs, query.text)
+
+
+class ChoiceProbability:
+    """How sure the model is of what the query's JSON schema left it to choose; see `held_choices`."""
+
+    name = "choices"
+    signals = CHOICE_SIGNALS
+    num_calls = 0
+
+    async def read(self, query: Query, answer: Answer, model: ChatModel, meter: Meter) -> dict[str, float]:
+        """`choice_probability`, absent where there was nothing to choose."""
+        return choice_signals(query, answer)
 
 
 class AnswerText:

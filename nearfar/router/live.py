@@ -10,7 +10,7 @@ from nearfar.errors import ConfigError
 from nearfar.types import ChatModel, Embedder, Scorer
 
 from .equivalence import Entailment, Equivalence, SameAnswer, SimilarVectors
-from .free_probes import AnswerText, PredictedGain, QueryForm, SimilarQueries, SpanSignals
+from .free_probes import AnswerText, ChoiceProbability, PredictedGain, QueryForm, SimilarQueries, SpanSignals
 from .learning import LiveMonitor
 from .policies import Policy, TierPolicy
 from .predictive import PredictiveRouter
@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 #: Paid signals that are probabilities, so that they can score an answer where no policy does.
 _PROBABILITIES = ("self_consistency", "p_true", "self_check", "stated_confidence")
+
+#: Every signal that is one, by the name that a config gives it.
+_STATED = {**{name: name for name in _PROBABILITIES}, "choices": ChoiceProbability.signals[0]}
 
 
 def same_by(
@@ -59,6 +62,8 @@ def probes(
     found: list[Probe] = []
     if "span" in names:
         found.append(SpanSignals())
+    if "choices" in names:
+        found.append(ChoiceProbability())
     if "answer_text" in names:
         found.append(AnswerText())
     if "query" in names:
@@ -88,6 +93,7 @@ def check_signals(policy: Policy, tier: str, given: Sequence[Probe]) -> None:
     fitted = policy.tiers[tier]
     makers: tuple[tuple[str, Sequence[str]], ...] = (
         ("span", SpanSignals.signals),
+        ("choices", ChoiceProbability.signals),
         ("answer_text", AnswerText.signals),
         ("query", QueryForm.signals),
         ("similar_queries", ("query_similarity", "neighbour_accuracy")),
@@ -107,12 +113,14 @@ def check_signals(policy: Policy, tier: str, given: Sequence[Probe]) -> None:
 def free_names(policy: TierPolicy) -> tuple[str, ...]:
     """The signals of a policy that a tier may read unasked, because they cost nothing and need nothing."""
     wanted = set(policy.signals)
-    return tuple(probe.name for probe in (SpanSignals, AnswerText, QueryForm) if wanted & set(probe.signals))
+    return tuple(
+        probe.name for probe in (SpanSignals, ChoiceProbability, AnswerText, QueryForm) if wanted & set(probe.signals)
+    )
 
 
 def default_scorer(names: Sequence[str]) -> Scorer:
-    """The scorer of a tier without a policy: the first paid signal that is a probability, else the mean probability."""
-    named = next((name for name in names if name in _PROBABILITIES), None)
+    """The scorer of a tier without a policy: the first signal that is a probability, else the mean probability."""
+    named = next((_STATED[name] for name in names if name in _STATED), None)
     return MeanProbability() if named is None else StatedProbability(named)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from math import log
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from support.teams import agent, reading
 
 from nearfar.agents.functions import FunctionTool
-from nearfar.agents.rewoo import PlanStep, Rewoo, filled, plan_problem, read_steps, ready
+from nearfar.agents.rewoo import PlanStep, Rewoo, filled, plan_problem, plan_score, read_steps, ready
 from nearfar.agents.toolbox import Toolbox
 from nearfar.agents.types import Called, Ended, NeedsApproval, Observation, Observed, Planned
-from nearfar.types import ToolSpec
+from nearfar.types import Answer, TokenLogprob, ToolSpec
 
 
 def search(query: str) -> str:
@@ -184,3 +185,24 @@ def test_an_enum_takes_evidence_only_if_it_fits_then() -> None:
     step = PlanStep("pick", {"x": "#E1"})
 
     assert filled(step, {1: Observation("b\n")}, spec.parameters) == {"x": "b"}
+
+
+def test_a_plan_is_as_sure_as_its_least_sure_tool() -> None:
+    """Whatever the model would rather have written than one of the tools."""
+
+    def chosen(said: str, p: float) -> TokenLogprob:
+        return TokenLogprob(
+            said, log(0.2 * p), ((said, log(0.2 * p)), ("search", log(0.2 - 0.2 * p)), ("Ok", log(0.8)))
+        )
+
+    tokens = (
+        TokenLogprob('{"steps": [{"why": "", "tool": "', 0.0),
+        chosen("add", 0.9),
+        TokenLogprob('", "arguments": {}}, {"why": "", "tool": "', 0.0),
+        chosen("add", 0.7),
+        TokenLogprob('", "arguments": {}}]}', 0.0),
+    )
+    answer = Answer("".join(token.token for token in tokens), logprobs=tokens)
+
+    assert plan_score(answer, [tool.spec for tool in TOOLS]) == pytest.approx(0.7)
+    assert plan_score(Answer(answer.text), [tool.spec for tool in TOOLS]) is None

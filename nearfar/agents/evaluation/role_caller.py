@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from nearfar.agents.alpha_umi import (
@@ -24,6 +25,7 @@ from nearfar.agents.alpha_umi import (
 from nearfar.agents.roles import Ask, Role, answered
 from nearfar.agents.trace import to_plain
 from nearfar.agents.types import Called, Observation, Observed, Planned, Responder
+from nearfar.router.held_choices import CHOICE_LOGPROBS
 from nearfar.types import Answer, ToolCall, ToolSpec
 
 from .bfcl import BfclItem
@@ -77,7 +79,8 @@ class RoleCaller:
         for step in range(1, _MOST_CALLS + 1):
             history = conversation(text, tools, trace, rationale=self.graph.rationale)
             shape = planner_format(tools, self.graph.rationale)
-            said = await answered(self.responder, self.roles[PLANNER], Ask(history, step, shape), score=plan_score)
+            ask = Ask(history, step, shape, top_logprobs=CHOICE_LOGPROBS)
+            said = await answered(self.responder, self.roles[PLANNER], ask, score=partial(plan_score, shape=shape))
             answers.append(said.answer)
             plan_scores.append(said.score)
             rationale, following, name = read_plan(said.answer.text, tools)

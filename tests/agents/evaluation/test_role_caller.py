@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import log
 
 import pytest
 
@@ -17,7 +18,7 @@ from nearfar.agents.evaluation.role_caller import RoleCaller
 from nearfar.agents.roles import Role
 from nearfar.cli.run import run
 from nearfar.testing import ScriptedModel
-from nearfar.types import ToolSpec
+from nearfar.types import Answer, TokenLogprob, ToolSpec
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOLS = (ToolSpec("f", "Does f.", SCHEMA), ToolSpec("g", "Does g.", SCHEMA))
@@ -36,20 +37,30 @@ class Named:
 
 def caller(planner, caller):
     """Roles that say what they are told."""
-    models = Named(planner=ScriptedModel(planner, confidence=0.5), caller=ScriptedModel(caller, confidence=0.25))
+    models = Named(planner=ScriptedModel(planner, confidence=0.9), caller=ScriptedModel(caller, confidence=0.25))
     return RoleCaller(models, AlphaUmi(), {name: Role(name, name) for name in ("planner", "caller")}), models
+
+
+def chosen(text, said, share):
+    """What a planner says that wanted the last `said` with this share of what it gave the tools' names at all."""
+    before, after = text.rsplit(said, 1)
+    other = "g" if said == "f" else "f"
+    top = ((said, log(0.1 * share)), (other, log(0.1 - 0.1 * share)), ("Sure", log(0.9)))
+    tokens = (TokenLogprob(before, 0.0), TokenLogprob(said, log(0.1 * share), top), TokenLogprob(after, 0.0))
+    return Answer(text, logprobs=tokens)
 
 
 async def test_the_planner_names_tools_until_it_would_answer():
     """Each call is told to have been done; scores are of the least sure step."""
     plans = [plan_text(f"call {name}", f"{name}, then answer") for name in "fg"]
-    asked, models = caller([*plans, plan_text("answer", "answer")], ['{"a": 1}', '{"a": 2}'])
+    sure = [chosen(plan, name, share) for plan, name, share in zip(plans, "fg", (0.8, 0.6), strict=True)]
+    asked, models = caller([*sure, plan_text("answer", "answer")], ['{"a": 1}', '{"a": 2}'])
 
     found = await asked.answer("Do both.", TOOLS)
 
     assert found.calls == (Call("f", {"a": 1}), Call("g", {"a": 2}))
     assert found.model_calls == 5
-    assert (found.plan_score, found.caller_score) == pytest.approx((0.5, 0.25))
+    assert (found.plan_score, found.caller_score) == pytest.approx((0.6, 0.25))
     last = models.models["planner"].queries[-1].messages
     assert [message.text for message in last if message.role == "assistant"] == [
         plans[0],
