@@ -14,7 +14,9 @@ from nearfar.router.policies import Policy, Reference, TierPolicy
 from nearfar.router.predictive import RoutingExample, files, make
 from nearfar.router.scorers import LogisticScorer, StatedProbability
 from nearfar.types import Query
-from nearfar.wiring import build, open_learning, open_store
+from nearfar.wiring import build
+from nearfar.wiring.learning import open_learning
+from nearfar.wiring.records import open_store
 
 #: A near model that is sure of short questions and counts its calls; a far one that always says the same.
 MODELS = """

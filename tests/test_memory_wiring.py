@@ -13,7 +13,8 @@ from nearfar.config import Settings
 from nearfar.errors import ConfigError, DataError
 from nearfar.retrieval.matching import LIKENESS, MatchPolicy
 from nearfar.types import Query
-from nearfar.wiring import build, gateway_doors
+from nearfar.wiring import build
+from nearfar.wiring.gateway import gateway_doors
 
 pytest.importorskip("wordllama", reason="needs nearfar[retrieval]")
 pytest.importorskip("bm25s", reason="needs nearfar[retrieval]")
@@ -126,7 +127,7 @@ DOCS = MODEL.replace('model = "small"', 'model = "small"\ndocs = "atlas"') + (
 async def test_answer_from_a_document_goes_with_it(wire, load, tmp_path):
     """A model with documents cites them; what is remembered of it is forgotten once the document changed."""
     from nearfar.retrieval.indexing import index_paths
-    from nearfar.wiring import open_collection_writer
+    from nearfar.wiring.documents import open_collection_writer
 
     page = tmp_path / "france.txt"
 
@@ -159,7 +160,7 @@ async def test_answer_from_a_document_goes_with_it(wire, load, tmp_path):
 def build_prompt(settings, question):
     """What the model is asked: the question with its passages."""
     from nearfar.retrieval.grounding import PASSAGE_TOKENS, PASSAGES, fit_passages, grounded_messages
-    from nearfar.wiring import open_collection
+    from nearfar.wiring.documents import open_collection
 
     collection = open_collection(settings, "atlas")
     hits = fit_passages(collection.search(question.text, k=PASSAGES), PASSAGE_TOKENS)

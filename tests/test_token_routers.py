@@ -14,7 +14,7 @@ from support.weights import smollm2_path
 from nearfar.config import Settings
 from nearfar.errors import ConfigError, DataError
 from nearfar.router.functional_tokens.labelled import LabelledQuery, fingerprint, load_labelled
-from nearfar.wiring import worker_graph
+from nearfar.wiring.token_routers import worker_graph
 
 WORKERS = """
 [models.smollm2]

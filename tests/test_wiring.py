@@ -17,7 +17,9 @@ from nearfar.router.policies import Policy, TierPolicy
 from nearfar.router.scorers import IsotonicScorer
 from nearfar.serving.gateway.keys import KeyRing, hash_key, new_key
 from nearfar.types import FREE, Price, Query
-from nearfar.wiring import build, build_model, gateway_settings
+from nearfar.wiring import build
+from nearfar.wiring.gateway import gateway_settings
+from nearfar.wiring.models import build_model
 
 ROWS = [
     {"query": "capital of France?", "model": "small", "response": "Paris", "correct": 1},

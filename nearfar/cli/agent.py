@@ -206,7 +206,7 @@ def show_run(run_id: str, *, as_json: bool, config: Path | None) -> int:
     async def main() -> int:
         from nearfar.agents.runs import decisions_of, find_run, run_json, saved_state, status_of
         from nearfar.config import Settings
-        from nearfar.wiring import open_log, open_store
+        from nearfar.wiring.records import open_log, open_store
 
         async with _runs(config) as store:
             record = await find_run(store, run_id)
@@ -246,7 +246,7 @@ _STYLES = {"answered": "green", "failed": "red", "stopped": "yellow", "running":
 @asynccontextmanager
 async def _runs(config: Path | None) -> AsyncIterator[RunStore]:
     from nearfar.config import Settings
-    from nearfar.wiring import open_runs
+    from nearfar.wiring.agents import open_runs
 
     async with await open_runs(Settings.load(config, needs_keys=False)) as store:
         yield store
@@ -254,7 +254,7 @@ async def _runs(config: Path | None) -> AsyncIterator[RunStore]:
 
 @asynccontextmanager
 async def _opened(config: Path | None) -> AsyncIterator[tuple[Wired, RunStore]]:
-    from nearfar.wiring import open_runs
+    from nearfar.wiring.agents import open_runs
 
     async with opt.opened(config) as wired, await open_runs(wired.settings) as store:
         yield wired, store
@@ -262,7 +262,7 @@ async def _opened(config: Path | None) -> AsyncIterator[tuple[Wired, RunStore]]:
 
 @asynccontextmanager
 async def _team(wired: Wired, settings: AgentSettings, name: str, store: RunStore) -> AsyncIterator[GraphAgent]:
-    from nearfar.wiring import open_agent
+    from nearfar.wiring.agents import open_agent
 
     async with open_agent(wired, settings, name, store) as agent:
         yield agent

@@ -128,7 +128,7 @@ async def _asked(
         elif agent == "structured" and benchmark is not Benchmark.multihop:
             answering = structured(_structured_caller(wired.router, model))
         elif benchmark is Benchmark.multihop and agent in wired.settings.agents:
-            from nearfar.wiring import open_agent, open_runs
+            from nearfar.wiring.agents import open_agent, open_runs
 
             store = await stack.enter_async_context(await open_runs(wired.settings))
             opened = open_agent(wired, wired.settings.agents[agent], agent, store)
@@ -168,7 +168,7 @@ def _callers(settings: Settings) -> list[str]:
 def _role_caller(wired: Wired, agent: AgentSettings) -> RoleCaller:
     from nearfar.agents.alpha_umi import AlphaUmi
     from nearfar.agents.evaluation.role_caller import RoleCaller
-    from nearfar.wiring import build_roles
+    from nearfar.wiring.agents import build_roles
 
     return RoleCaller(wired.router, AlphaUmi(rationale=agent.rationale), build_roles(wired, agent, AlphaUmi.roles))
 

@@ -92,7 +92,7 @@ async def _ask_documents(
     """The answer from a collection's passages, and where they stand."""
     from contextlib import closing
 
-    from nearfar.wiring import open_library
+    from nearfar.wiring.documents import open_library
 
     with closing(open_library(wired.settings)) as library:
         attached = await library.attach(query, name, k=passages, filter=read_filter(where))

@@ -200,7 +200,7 @@ def _first(eligible: tuple[object, ...]) -> str | None:
 def _log(config: Path | None) -> Iterator[SqliteDecisionLog]:
     """The decision log alone: no model is built to read it."""
     from nearfar.config import Settings
-    from nearfar.wiring import open_log, open_store
+    from nearfar.wiring.records import open_log, open_store
 
     settings = Settings.load(config, needs_keys=False)
     store = open_store(settings)

@@ -114,7 +114,7 @@ class _Demo:
 
     async def _ask_documents(self) -> bool:
         """Answers from the running Python's own documentation, with the file and line; whether it could be done."""
-        from nearfar.wiring import open_library
+        from nearfar.wiring.documents import open_library
 
         try:
             await asyncio.to_thread(self._index_documents)
@@ -136,7 +136,7 @@ class _Demo:
     def _index_documents(self) -> None:
         """Makes the collection of docstrings and help topics, or sees that it is up to date."""
         from nearfar.retrieval.python_docs import index_python
-        from nearfar.wiring import open_collection_writer
+        from nearfar.wiring.documents import open_collection_writer
 
         started = time.perf_counter()
         with waiting("reading Python's own documentation …"):

@@ -133,7 +133,7 @@ def _room(settings: Settings) -> Check:
 
 
 async def _store(settings: Settings) -> Check:
-    from nearfar.wiring import open_log, open_store
+    from nearfar.wiring.records import open_log, open_store
 
     try:
         store = open_store(settings)  # writes the versions of its tables
@@ -148,7 +148,8 @@ async def _store(settings: Settings) -> Check:
 
 def _alarms(settings: Settings) -> Iterator[Check]:
     """A check per watched tier and policy."""
-    from nearfar.wiring import open_learning, open_store
+    from nearfar.wiring.learning import open_learning
+    from nearfar.wiring.records import open_store
 
     if not any(cascade.monitor for cascade in settings.cascades.values()):
         return
@@ -172,7 +173,7 @@ def _alarms(settings: Settings) -> Iterator[Check]:
 
 
 async def _model(settings: Settings, name: str, model: ModelSettings) -> Check:
-    from nearfar.wiring import build_model
+    from nearfar.wiring.models import build_model
 
     if name in settings.missing_keys:
         variable = settings.missing_keys[name]
@@ -201,7 +202,8 @@ async def _router(settings: Settings, name: str, router: TokenRouterSettings) ->
     """Whether every label is one token of the choosing model; a far one is not asked, for it would cost something."""
     from nearfar.config.models import LlamaCppSettings
     from nearfar.models.llama_cpp import LlamaCppModel
-    from nearfar.wiring import build_model, token_router
+    from nearfar.wiring.models import build_model
+    from nearfar.wiring.token_routers import token_router
 
     base, _, adapter = router.model.partition("+")
     try:
@@ -284,7 +286,7 @@ def _is_far(model: ModelSettings) -> bool:
 
 
 def _gateway(settings: Settings) -> Check:
-    from nearfar.wiring import gateway_settings
+    from nearfar.wiring.gateway import gateway_settings
 
     try:
         gateway = gateway_settings(settings)

@@ -110,7 +110,7 @@ def _index(
     from nearfar.retrieval.chunking import Chunking
     from nearfar.retrieval.folders import check_paths
     from nearfar.retrieval.indexing import Report, index_paths
-    from nearfar.wiring import open_collection_writer
+    from nearfar.wiring.documents import open_collection_writer
 
     check_paths(paths)
     if reembeds and embedder is None:
@@ -152,7 +152,7 @@ def _told_of_interruption(name: str) -> Iterator[None]:
 
 def _repair(settings: Settings, name: str, *, as_json: bool) -> int:
     """Brings the indexes up to date with the documents."""
-    from nearfar.wiring import open_collection_writer
+    from nearfar.wiring.documents import open_collection_writer
 
     with open_collection_writer(settings, name, creates=False) as writer:
         writer.finish()
@@ -203,7 +203,7 @@ def _report_json(name: str, report: Report) -> dict[str, Any]:
 def _list(settings: Settings, name: str | None, *, as_json: bool) -> int:
     """The collections, or one with its documents and failures."""
     from nearfar.retrieval.collection import Collection
-    from nearfar.wiring import collection_folder, collection_names
+    from nearfar.wiring.documents import collection_folder, collection_names
 
     names = collection_names(settings) if name is None else [name]
     found = []
@@ -299,7 +299,7 @@ def search(
 ) -> int:
     """Find passages in a collection, and where they stand."""
     from nearfar.config import Settings
-    from nearfar.wiring import open_collection
+    from nearfar.wiring.documents import open_collection
 
     if not query.strip():
         raise RequestError(f'The query is empty; say what to look for: nearfar search {name} "who may write?"')

@@ -165,7 +165,7 @@ def _records(settings: Settings) -> Records:
 
 async def _look_after(settings: Settings, names: Sequence[str]) -> int:
     """Keeps the servers up until a signal, or until all of them are stopped or have failed."""
-    from nearfar.wiring import open_fleet
+    from nearfar.wiring.engines import open_fleet
 
     from .logs import configure_logs
 

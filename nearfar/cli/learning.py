@@ -214,7 +214,8 @@ def _outcomes(config: Path | None) -> Iterator[OutcomeLog]:
     """The outcomes and their decisions alone: no model is built to read them."""
     from nearfar.config import Settings
     from nearfar.router.outcomes import OutcomeLog
-    from nearfar.wiring import open_learning, open_log, open_store
+    from nearfar.wiring.learning import open_learning
+    from nearfar.wiring.records import open_log, open_store
 
     settings = Settings.load(config, needs_keys=False)
     store = open_store(settings)
@@ -227,7 +228,8 @@ def _outcomes(config: Path | None) -> Iterator[OutcomeLog]:
 async def _keep(config: Path | None, decision_id: str, right: str, reason: str) -> None:
     """Keeps the decision's mistake beside what is right."""
     from nearfar.config import Settings
-    from nearfar.wiring import keep_mistake, open_log, open_store
+    from nearfar.wiring.learning import keep_mistake
+    from nearfar.wiring.records import open_log, open_store
 
     settings = Settings.load(config, needs_keys=False)
     store = open_store(settings)

@@ -60,7 +60,7 @@ def mcp(
 
 def _doors(wired: Wired) -> Doors:
     from nearfar.agents.mcp_server import Doors
-    from nearfar.wiring import collection_names, open_collection
+    from nearfar.wiring.documents import collection_names, open_collection
 
     from .views import decision_json
 

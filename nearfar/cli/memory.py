@@ -106,7 +106,8 @@ def calibrate(
 async def _opened(config: Path | None) -> AsyncIterator[SqliteMemory | PostgresMemory]:
     """The memory that the config names, whether or not it is enabled."""
     from nearfar.config import Settings
-    from nearfar.wiring import open_memory, open_store
+    from nearfar.wiring.memory import open_memory
+    from nearfar.wiring.records import open_store
 
     settings = Settings.load(config, needs_keys=False)
     store = open_store(settings)

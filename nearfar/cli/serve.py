@@ -31,7 +31,8 @@ def serve(
 
     from nearfar.config import Settings
     from nearfar.serving.gateway.server import serve as run_server
-    from nearfar.wiring import build, gateway_agents, gateway_doors, gateway_settings
+    from nearfar.wiring import build
+    from nearfar.wiring.gateway import gateway_agents, gateway_doors, gateway_settings
 
     from .logs import configure_logs
 

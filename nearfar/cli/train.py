@@ -58,7 +58,8 @@ def functional_tokens(
     from nearfar.router.functional_tokens.labelled import load_labelled
     from nearfar.router.functional_tokens.prompts import choice_prompt
     from nearfar.training.functional_tokens import LabelledPrompt, Recipe, train
-    from nearfar.wiring import weights_path, worker_graph
+    from nearfar.wiring.models import weights_path
+    from nearfar.wiring.token_routers import worker_graph
 
     settings = Settings.load(config, needs_keys=False)
     found = _router(settings, router)
@@ -137,7 +138,7 @@ def roles(
     from nearfar.config import Settings
     from nearfar.config.models import LlamaCppSettings
     from nearfar.training.role_adapters import RolesRecipe, train_roles
-    from nearfar.wiring import weights_path
+    from nearfar.wiring.models import weights_path
 
     try:
         from nearfar.agents.evaluation.benchmarks import read_rows
@@ -200,7 +201,7 @@ def calibration(
     """Ask a router's choosing model about labelled queries and fit how its labels are read."""
     from nearfar.router.functional_tokens.labelled import fit_policy, load_labelled
     from nearfar.router.functional_tokens.policy import TokenPolicy
-    from nearfar.wiring import token_router
+    from nearfar.wiring.token_routers import token_router
 
     async def main() -> TokenPolicy:
         async with opt.opened(config) as wired:

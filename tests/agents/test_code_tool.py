@@ -11,7 +11,8 @@ from nearfar.agents.code_tool import CodeSource, CodeTool, find_runner
 from nearfar.agents.types import CodeLimits
 from nearfar.config import Settings
 from nearfar.errors import ConfigError
-from nearfar.wiring import build, build_tools
+from nearfar.wiring import build
+from nearfar.wiring.agents import build_tools
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from support.weights import smollm2_path
 
 from nearfar.agents.types import Called, Decided, Ended
 from nearfar.config import Settings
-from nearfar.wiring import build, open_agent, open_runs
+from nearfar.wiring import build
+from nearfar.wiring.agents import open_agent, open_runs
 
 ROLES = ("planner", "caller", "summarizer")
 CONFIG = """

@@ -21,7 +21,8 @@ from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability
 from nearfar.testing import ScriptedModel
 from nearfar.types import Answer, Message, ModelCard, Price, Query, Usage
-from nearfar.wiring import build, build_roles
+from nearfar.wiring import build
+from nearfar.wiring.agents import build_roles
 
 QUESTION = (Message("user", "Which?"),)
 

@@ -18,7 +18,8 @@ from nearfar.router.sampled_signals import Samples
 from nearfar.router.scorers import StatedProbability
 from nearfar.testing import ScriptedModel
 from nearfar.types import Answer, ModelCard, Price, TokenLogprob, Usage
-from nearfar.wiring import build, open_store
+from nearfar.wiring import build
+from nearfar.wiring.records import open_store
 
 HI = {"model": "auto", "messages": [{"role": "user", "content": "How many?"}]}
 PRICE = Price(1.0, 2.0)

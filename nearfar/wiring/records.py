@@ -1,0 +1,22 @@
+"""The store, and the decision log in it."""
+
+from __future__ import annotations
+
+from nearfar.config import Settings
+from nearfar.models.budget import BUDGETS
+from nearfar.models.cache import CACHE
+from nearfar.retrieval.error_store import ERROR_CASES
+from nearfar.retrieval.memory import MEMORY
+from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog
+from nearfar.router.learning import LEARNING
+from nearfar.store import Store
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name, with every table."""
+    return Store(settings.store_path, [DECISIONS, CACHE, BUDGETS, LEARNING, MEMORY, ERROR_CASES])
+
+
+def open_log(settings: Settings, store: Store) -> SqliteDecisionLog:
+    """The decision log in the store."""
+    return SqliteDecisionLog(store, text=settings.decisions.text, retention_days=settings.decisions.retention_days)
