@@ -481,6 +481,18 @@ def test_keys_are_shown_once_and_kept_hashed(shell):
     assert json.loads(shell.run("keys", "list", "--json").stdout) == []
 
 
+def test_a_key_may_what_its_maker_says(shell):
+    """Asking and running unless told otherwise; what is no right is refused."""
+    shell.run("keys", "new", "program")
+    desk = json.loads(shell.run("keys", "new", "desk", "--may", "approve", "--json").stdout)
+    listed = json.loads(shell.run("keys", "list", "--json").stdout)
+
+    assert desk["rights"] == ["approve"]
+    assert {each["name"]: each["rights"] for each in listed} == {"program": ["ask", "run"], "desk": ["approve"]}
+    assert "approve" in shell.run("keys", "list").stdout
+    assert "'ask', 'run', 'approve'" in shell.refused("keys", "new", "other", "--may", "aprove")
+
+
 def test_doctor_finds_what_is_wrong(shell):
     """Healthy is 0; a server that is down, a missing key and a broken config are found, each with a fix, and 1."""
     healthy = shell.run("doctor", "--json")

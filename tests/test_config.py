@@ -1,5 +1,6 @@
 """Settings: what is read from where, and what is refused."""
 
+import json
 import re
 from pathlib import Path
 
@@ -288,13 +289,26 @@ def test_variables_of_others_are_left_alone(home):
 def test_gateway_keys_survive_the_file(tmp_path):
     """Stored keys come back as they were written, and nobody else may read them."""
     path = tmp_path / "data/keys.json"
-    keys = (StoredKey("a" * 64, "laptop", "2026-01-01T00:00:00+00:00"), StoredKey("b" * 64, "phone", "2026-01-02"))
+    keys = (
+        StoredKey("a" * 64, "laptop", "2026-01-01T00:00:00+00:00"),
+        StoredKey("b" * 64, "phone", "2026-01-02", ("approve",)),
+    )
 
     write_keys(path, keys)
 
     assert read_keys(path) == keys
     assert path.stat().st_mode & 0o077 == 0
     assert read_keys(tmp_path / "none.json") == ()
+
+
+def test_a_key_from_before_there_were_rights_may_not_approve(tmp_path):
+    """It goes on asking models and running agents."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [{"sha256": "a" * 64, "name": "old", "created_at": "2026-01-01"}]}))
+
+    (key,) = read_keys(path)
+
+    assert key.rights == ("ask", "run")
 
 
 def test_a_broken_keys_file_is_refused(tmp_path):

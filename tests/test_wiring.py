@@ -263,20 +263,37 @@ def test_weights_that_were_not_fetched_say_the_command(load, tmp_path, monkeypat
 
 
 def test_gateway_settings_take_every_key(load):
-    """Keys from the environment and from the file open the gateway; a short one is refused."""
-    here, stored, wrong = new_key(), new_key(), new_key()
-    settings = load(REPLAY + "[gateway]\nport = 1234\n", NEARFAR_API_KEYS=here)
-    write_keys(settings.keys_path, [StoredKey(hash_key(stored), "k", "2026-01-01")])
+    """Keys from the environment and from the file open the gateway, each with its rights; a short one is refused."""
+    here, approver, stored, desk, wrong = (new_key() for _ in range(5))
+    settings = load(
+        REPLAY + "[gateway]\nport = 1234\n", NEARFAR_API_KEYS=here, NEARFAR_APPROVER_KEYS=f"{approver}, {here}"
+    )
+    kept = [
+        StoredKey(hash_key(stored), "k", "2026-01-01"),
+        StoredKey(hash_key(desk), "desk", "2026-01-01", ("approve",)),
+    ]
+    write_keys(settings.keys_path, kept)
 
     gateway = gateway_settings(settings)
 
-    ring = KeyRing(gateway.key_hashes)
+    ring = KeyRing(gateway.keys)
+    rights = {key: found.rights for key in (here, approver, stored, desk) if (found := ring.find(bearer(key)))}
     assert gateway.port == 1234
-    assert ring.admits(f"Bearer {here}".encode())
-    assert ring.admits(f"Bearer {stored}".encode())
-    assert not ring.admits(f"Bearer {wrong}".encode())
+    assert rights == {
+        here: {"ask", "run", "approve"},
+        approver: {"approve"},
+        stored: {"ask", "run"},
+        desk: {"approve"},
+    }
+    assert ring.find(bearer(wrong)) is None
+    assert {here, approver} <= set(settings.secrets)
     with pytest.raises(ConfigError, match="too short"):
         gateway_settings(load(REPLAY, NEARFAR_API_KEYS="short"))
+
+
+def bearer(key):
+    """The header that carries the key."""
+    return f"Bearer {key}".encode()
 
 
 def test_beyond_loopback_needs_a_key(load):

@@ -22,7 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from nearfar.errors import ConfigError, DataError, RunConflict
 
-from .journal import TABLES, Journal
+from .journal import Journal, make_tables
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -144,8 +144,7 @@ async def open_sqlite(path: Path) -> RunStore:
             await connection.execute("PRAGMA synchronous=FULL")
             connections.append(connection)
         database = _Sqlite(connections[1], path)
-        for statement in TABLES:
-            await database.rows(statement)
+        await make_tables(database)
         saver = AsyncSqliteSaver(connections[0], serde=_serde())
         await saver.setup()
 
@@ -260,8 +259,7 @@ async def open_postgres(url: str) -> RunStore:
         saver = AsyncPostgresSaver(savers, serde=_serde())
         await database.rows("SELECT pg_advisory_lock(?)", (_SETUP,))
         try:
-            for statement in TABLES:
-                await database.rows(statement)
+            await make_tables(database)
             await saver.setup()
         finally:
             await database.rows("SELECT pg_advisory_unlock(?)", (_SETUP,))

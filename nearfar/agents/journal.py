@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
+from nearfar.errors import DataError
 from nearfar.types import ToolCall
 
 from .types import Observation, RunResult, Task
 
-#: Run in this order on an empty database; every statement is harmless where it has been run before.
-TABLES = (
+#: In this order on an empty database; every statement is harmless where it has been run before.
+_TABLES = (
     """CREATE TABLE IF NOT EXISTS agent_runs (
         run_id TEXT PRIMARY KEY, agent TEXT NOT NULL, task TEXT NOT NULL, created_at DOUBLE PRECISION NOT NULL,
         updated_at DOUBLE PRECISION NOT NULL, status TEXT NOT NULL, result TEXT)""",
@@ -30,8 +32,9 @@ TABLES = (
     """CREATE TABLE IF NOT EXISTS agent_approvals (
         run_id TEXT NOT NULL, approval_id TEXT NOT NULL, step INTEGER NOT NULL, tool TEXT NOT NULL,
         arguments TEXT NOT NULL, why TEXT NOT NULL, asked_at DOUBLE PRECISION NOT NULL, is_allowed INTEGER,
-        answered_at DOUBLE PRECISION, PRIMARY KEY (run_id, approval_id))""",
+        answered_at DOUBLE PRECISION, answered_by TEXT, PRIMARY KEY (run_id, approval_id))""",
 )
+_HAS_ANSWERED_BY = "SELECT answered_by FROM agent_approvals LIMIT 0"
 
 #: The status of a run that works, or was cut while it did.
 RUNNING = "running"
@@ -47,6 +50,22 @@ class Database(Protocol):
             DataError: the database cannot be read or written.
         """
         ...
+
+
+async def make_tables(database: Database) -> None:
+    """Makes what a journal needs and is not there.
+
+    Raises:
+        DataError: the database cannot be written.
+    """
+    for statement in _TABLES:
+        await database.rows(statement)
+    try:
+        await database.rows(_HAS_ANSWERED_BY)
+    except DataError:  # a table of an earlier nearfar
+        with suppress(DataError):  # another process may be adding it, too
+            await database.rows("ALTER TABLE agent_approvals ADD COLUMN answered_by TEXT")
+        await database.rows(_HAS_ANSWERED_BY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +101,7 @@ class ApprovalRecord:
     step: int
     why: str
     is_allowed: bool | None = None  # None: nobody has said
+    answered_by: str | None = None  # the gateway key's name; None: it came by another door, or no key was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +195,8 @@ class Journal:
     async def ask(self, run_id: str, call: ToolCall, *, step: int, why: str) -> bool | None:
         """What a person says of the call; None: the question is noted, and nobody has answered yet."""
         await self.database.rows(
-            "INSERT INTO agent_approvals VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
+            "INSERT INTO agent_approvals (run_id, approval_id, step, tool, arguments, why, asked_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (run_id, approval_id) DO NOTHING",
             (run_id, call.id, step, call.name, call.arguments, why, self.now()),
         )
@@ -184,14 +205,20 @@ class Journal:
         )
         return None if rows[0][0] is None else bool(rows[0][0])
 
-    async def approve(self, run_id: str, approvals: Mapping[str, bool]) -> list[str]:
-        """Notes a person's answers, and gives back the ids that no open question has; the first answer stands."""
+    async def approve(self, run_id: str, approvals: Mapping[str, bool], *, by: str | None = None) -> list[str]:
+        """Notes a person's answers, and gives back the ids that no open question has; the first answer stands.
+
+        Args:
+            run_id: of the run that asks.
+            approvals: whether the call may be made, by approval id.
+            by: who says so.
+        """
         unknown = []
         for approval_id, is_allowed in approvals.items():
             written = await self.database.rows(
-                "UPDATE agent_approvals SET is_allowed = ?, answered_at = ?"
+                "UPDATE agent_approvals SET is_allowed = ?, answered_at = ?, answered_by = ?"
                 " WHERE run_id = ? AND approval_id = ? AND is_allowed IS NULL RETURNING approval_id",
-                (int(is_allowed), self.now(), run_id, approval_id),
+                (int(is_allowed), self.now(), by, run_id, approval_id),
             )
             if not written:
                 unknown.append(approval_id)
@@ -200,13 +227,13 @@ class Journal:
     async def approvals(self, run_id: str) -> list[ApprovalRecord]:
         """Everything that a person was asked in a run, in its order."""
         rows = await self.database.rows(
-            "SELECT approval_id, step, tool, arguments, why, is_allowed FROM agent_approvals WHERE run_id = ?"
-            " ORDER BY asked_at, approval_id",
+            "SELECT approval_id, step, tool, arguments, why, is_allowed, answered_by FROM agent_approvals"
+            " WHERE run_id = ? ORDER BY asked_at, approval_id",
             (run_id,),
         )
         return [
-            ApprovalRecord(id_, ToolCall(id_, tool, arguments), step, why, None if said is None else bool(said))
-            for id_, step, tool, arguments, why, said in rows
+            ApprovalRecord(id_, ToolCall(id_, tool, arguments), step, why, None if said is None else bool(said), by)
+            for id_, step, tool, arguments, why, said, by in rows
         ]
 
     async def waiting(self) -> dict[str, Waiting]:

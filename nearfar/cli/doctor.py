@@ -292,5 +292,5 @@ def _gateway(settings: Settings) -> Check:
         gateway = gateway_settings(settings)
     except ConfigError as exc:
         return Check("gateway", "failed", str(exc), 'nearfar keys new, or gateway.host = "127.0.0.1"')
-    keys = len(gateway.key_hashes)
+    keys = len(gateway.keys)
     return Check("gateway", "ok", f"{gateway.host}:{gateway.port}, {keys} key{'s' if keys != 1 else ''}")

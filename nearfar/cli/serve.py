@@ -55,6 +55,12 @@ def serve(
 @keys_app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="What the key is for.")] = "default",
+    may: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--may", help="ask: models; run: agents; approve: agents' calls. Repeatable; ask and run unless told."
+        ),
+    ] = None,
     as_json: opt.JsonOption = False,
     config: opt.ConfigOption = None,
 ) -> int:
@@ -63,17 +69,20 @@ def new(
 
     from nearfar.config import Settings
     from nearfar.config.keys import StoredKey, read_keys, write_keys
-    from nearfar.serving.gateway.keys import hash_key, new_key
+    from nearfar.serving.gateway.keys import RIGHTS, USUAL_RIGHTS, hash_key, new_key
 
+    if unknown := sorted(set(may or ()) - set(RIGHTS)):
+        raise RequestError(f"A key may not {unknown[0]!r}; it may {', '.join(map(repr, RIGHTS))}.")
     path = Settings.load(config, needs_keys=False).keys_path
     keys = read_keys(path)
     if any(key.name == name for key in keys):
         raise RequestError(f"There is a key {name!r} already. Name another, or revoke it: nearfar keys revoke {name}")
     key = new_key()
-    stored = StoredKey(hash_key(key), name, datetime.now(UTC).isoformat(timespec="seconds"))
+    rights = tuple(each for each in RIGHTS if each in (may or USUAL_RIGHTS))
+    stored = StoredKey(hash_key(key), name, datetime.now(UTC).isoformat(timespec="seconds"), rights)
     write_keys(path, [*keys, stored])
     if as_json:
-        write_json({"key": key, "name": name, "file": str(path)})
+        write_json({"key": key, "name": name, "rights": rights, "file": str(path)})
         return DONE
     write(f"{key}\n")
     remark(f"shown this once; its hash is in {path}. A running gateway takes it after a restart.")
@@ -82,12 +91,13 @@ def new(
 
 @keys_app.command("list")
 def list_keys(as_json: opt.JsonOption = False, config: opt.ConfigOption = None) -> int:
-    """List the keys' names."""
+    """List the keys' names, and what each may do."""
     keys = _stored(config)
     if as_json:
-        write_json([{"name": key.name, "created_at": key.created_at} for key in keys])
+        write_json([{"name": key.name, "created_at": key.created_at, "rights": key.rights} for key in keys])
     elif keys:
-        table(["name", "made"], [[escape(key.name), escape(key.created_at)] for key in keys])
+        rows = [[escape(key.name), escape(key.created_at), escape(", ".join(key.rights))] for key in keys]
+        table(["name", "made", "may"], rows)
     else:
         remark("There are no keys. Make one: nearfar keys new.")
     return DONE

@@ -21,7 +21,8 @@ _FREE_VARIABLES = {
     "NEARFAR_FAR_URL": "an OpenAI-compatible far server, where there is no config file",
     "NEARFAR_FAR_MODEL": "the far model's name",
     "NEARFAR_FAR_KEY": "the far server's key",
-    "NEARFAR_API_KEYS": "keys that the gateway takes, separated by commas",
+    "NEARFAR_API_KEYS": "keys that may ask models and run agents over HTTP, separated by commas",
+    "NEARFAR_APPROVER_KEYS": "keys that may allow or deny agents' calls over HTTP, separated by commas",
     "NEARFAR_DEBUG": "show tracebacks",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nearfar.errors import ConfigError
@@ -18,6 +18,7 @@ class StoredKey:
     sha256: str
     name: str
     created_at: str  # ISO 8601
+    rights: tuple[str, ...] = ("ask", "run")  # those of keys that were made before there were rights
 
 
 def read_keys(path: Path) -> tuple[StoredKey, ...]:
@@ -27,7 +28,8 @@ def read_keys(path: Path) -> tuple[StoredKey, ...]:
         ConfigError: the file is not what `write_keys` wrote.
     """
     try:
-        return tuple(StoredKey(**key) for key in json.loads(path.read_text(encoding="utf-8"))["keys"])
+        found = (StoredKey(**key) for key in json.loads(path.read_text(encoding="utf-8"))["keys"])
+        return tuple(replace(key, rights=tuple(key.rights)) for key in found)
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as exc:

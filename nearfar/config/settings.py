@@ -65,6 +65,7 @@ class Settings:
     model_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by model
     missing_keys: Mapping[str, str] = field(default_factory=dict)  # model → variable that is not set
     gateway_keys: tuple[SecretStr, ...] = ()
+    approver_keys: tuple[SecretStr, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     embedders: Mapping[str, EmbedderSettings] = field(default_factory=dict)
     embedder_keys: Mapping[str, SecretStr] = field(default_factory=dict)  # by embedder
@@ -136,7 +137,7 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every secret by value, for scrubbing logs."""
-        found = [*self.model_keys.values(), *self.embedder_keys.values(), *self.gateway_keys]
+        found = [*self.model_keys.values(), *self.embedder_keys.values(), *self.gateway_keys, *self.approver_keys]
         found += [url for url in (self.memory_url, self.runs_url) if url is not None]
         found += self.agent_secrets.values()
         for agent in self.agents.values():
@@ -185,6 +186,7 @@ def _read(source: Source) -> Settings:
         model_keys=model_keys,
         missing_keys=missing_keys,
         gateway_keys=tuple(map(SecretStr, split(source.env.get("NEARFAR_API_KEYS", "")))),
+        approver_keys=tuple(map(SecretStr, split(source.env.get("NEARFAR_APPROVER_KEYS", "")))),
         origins=source.origins,
         embedders=embedders,
         embedder_keys=read_embedder_keys(source, embedders),
@@ -215,6 +217,8 @@ def _describe(settings: Settings) -> Iterator[Setting]:
             yield Setting(f"{where}.api_key", None, f"${settings.missing_keys[model]} is not set")
     if settings.gateway_keys:
         yield Setting("gateway.keys", ["**********"] * len(settings.gateway_keys), "$NEARFAR_API_KEYS")
+    if settings.approver_keys:
+        yield Setting("gateway.approver_keys", ["**********"] * len(settings.approver_keys), "$NEARFAR_APPROVER_KEYS")
 
 
 def _compact(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nearfar.config import Settings
 from nearfar.config.keys import read_keys
@@ -15,6 +16,8 @@ from .build import Wired
 from .embedders import found_embedder
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from nearfar.serving.gateway.agent_runs import AgentsDoor
     from nearfar.serving.gateway.app import Door
     from nearfar.serving.gateway.settings import GatewaySettings
@@ -24,15 +27,24 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
     """What `nearfar serve` is told, with the hashes of every key that it takes.
 
     Raises:
-        ConfigError: a key is too short, or the address is beyond loopback and there is no key.
+        ConfigError: a key is too short or has a right that is none, or the address is beyond loopback and there is no
+            key.
     """
-    from nearfar.serving.gateway.keys import hash_key
+    from nearfar.serving.gateway.keys import Key, Right, hash_key
     from nearfar.serving.gateway.settings import GatewaySettings
 
-    hashes = [hash_key(key.get_secret_value()) for key in settings.gateway_keys]
-    return GatewaySettings(
-        **settings.gateway.model_dump(), key_hashes=(*hashes, *(key.sha256 for key in read_keys(settings.keys_path)))
-    )
+    def given(secrets: Iterable[SecretStr], variable: str, *rights: Right) -> Iterator[Key]:
+        for number, secret in enumerate(secrets, 1):
+            yield Key(hash_key(secret.get_secret_value()), f"{variable} {number}", frozenset(rights))
+
+    keys = [
+        *given(settings.gateway_keys, "NEARFAR_API_KEYS", "ask", "run"),
+        *given(settings.approver_keys, "NEARFAR_APPROVER_KEYS", "approve"),
+    ]
+    for key in read_keys(settings.keys_path):
+        rights = cast("frozenset[Right]", frozenset(key.rights))  # a `Key` refuses those that are none
+        keys.append(Key(key.sha256, key.name, rights))
+    return GatewaySettings(**settings.gateway.model_dump(), keys=tuple(keys))
 
 
 def gateway_doors(settings: Settings) -> dict[str, Door]:

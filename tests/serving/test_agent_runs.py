@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing
 
 import httpx2
 import pytest
@@ -27,7 +28,7 @@ from nearfar.agents.types import Limits
 from nearfar.errors import ConfigError, DataError, ToolSourceError, UpstreamUnavailable
 from nearfar.router.router import Router
 from nearfar.serving.gateway.agent_runs import AgentCard, AgentsDoor
-from nearfar.serving.gateway.keys import hash_key, new_key
+from nearfar.serving.gateway.keys import RIGHTS, Key, hash_key, new_key
 from nearfar.serving.gateway.settings import GatewaySettings
 from nearfar.testing import ScriptedModel
 from nearfar.types import ToolCall
@@ -70,7 +71,7 @@ class Office:
         self.may_look.set()
         self.log = MemoryLog()
         script = {"planner": planner, "caller": caller, "summarizer": summarizer, **says}
-        self._folder = folder
+        self.folder = folder
         self._postgres_url = postgres_url
         self._models = {name: ScriptedModel([said], name=name) for name, said in script.items()}
         self.router = Router({}, self._models, log=self.log)
@@ -95,7 +96,7 @@ class Office:
         """Where runs are kept."""
         if self._postgres_url is not None:
             return open_postgres(self._postgres_url)
-        return open_sqlite(self._folder / "agents.db")
+        return open_sqlite(self.folder / "agents.db")
 
     @asynccontextmanager
     async def agent(self, name, store):
@@ -134,7 +135,7 @@ def office(tmp_path):
 @asynccontextmanager
 async def client(office, *, open_agent=None, key=None, **settings):
     """A client of a gateway with the agent."""
-    settings |= {"key_hashes": (hash_key(key),)} if key else {}
+    settings |= {"keys": (Key(hash_key(key)),)} if key else {}
     near = router_of(ScriptedModel(["Hello"], name="near"))
     async with (
         gateway(near, agents=office.door(open_agent, **settings), **settings) as server,
@@ -608,6 +609,112 @@ async def test_strangers_see_and_allow_nothing(office, method, path):
 
     assert [each.status_code for each in (none, wrong, ours)] == [401, 401, 200]
     assert ours.json()["data"] == []
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+#: What a request needs one of; with none of them it is refused.
+NEEDED = [
+    ("POST", CHAT, {"model": "auto", "messages": HELLO}, {"ask"}),
+    ("POST", CHAT, {"model": "auto", "messages": HELLO, "stream": True}, {"ask"}),
+    ("POST", "/v1/responses", {"model": "near", "input": "Hello"}, {"ask"}),
+    ("POST", "/v1/route", {"model": "auto", "messages": HELLO}, {"ask"}),
+    ("POST", "/v1/outcomes", {"decision_id": "none", "value": 1}, {"ask"}),
+    ("POST", CHAT, {"model": "agent/clerk", "messages": HELLO}, {"run"}),
+    ("POST", "/v1/responses", {"model": "agent/clerk", "input": "Hello", "stream": True}, {"run"}),
+    ("POST", RUNS, {"task": TASK}, {"run"}),
+    ("POST", f"{RUNS}/one/resume", {}, {"run"}),
+    ("POST", f"{RUNS}/one/approvals", {"approval_id": "none", "allow": True}, {"approve"}),
+    ("GET", RUNS, None, {"run", "approve"}),
+    ("GET", f"{RUNS}/one", None, {"run", "approve"}),
+    ("GET", "/v1/agents", None, {"run", "approve"}),
+    ("GET", "/v1/models", None, set(RIGHTS)),
+    ("GET", "/metrics", None, set(RIGHTS)),
+    ("GET", "/health/ready", None, set(RIGHTS)),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needed"), NEEDED)
+async def test_a_key_does_what_it_has_the_right_to(office, method, path, body, needed):
+    """With each right alone: what it is not for is refused, and names the right."""
+    keys = {right: new_key() for right in RIGHTS}
+    settings = tuple(Key(hash_key(key), right, frozenset({right})) for right, key in keys.items())
+    async with client(office, keys=settings) as http:
+        await begun_by(http, keys["run"], run_id="one")
+        replies = {
+            right: await http.request(method, path, json=body, headers=bearer(key)) for right, key in keys.items()
+        }
+
+    refused = {right for right, reply in replies.items() if reply.status_code == 403}
+    assert refused == set(RIGHTS) - needed
+    for right in refused:
+        error = replies[right].json()["error"]
+        assert (error["code"], error["type"]) == ("not_permitted", "permission_error")
+        assert any(f"--may {each}" in error["message"] for each in needed)
+
+
+async def test_who_runs_an_agent_does_not_allow_its_calls(office):
+    """The usual key runs, another approves; the record says which, and neither can do the other's."""
+    program, person = new_key(), new_key()
+    keys = (Key(hash_key(program), "program"), Key(hash_key(person), "Grace", frozenset({"approve"})))
+    async with client(office, keys=keys) as http:
+        run = await begun_by(http, program, run_id="one")
+        approval_id = run["approvals"][0]["approval_id"]
+        own = await http.post(f"{RUNS}/one/approvals", json={"allow": True}, headers=bearer(program))
+        sneaked = await http.post(
+            f"{RUNS}/one/resume", json={"approvals": {approval_id: True}}, headers=bearer(program)
+        )
+        unsaid = (await http.get(f"{RUNS}/one", headers=bearer(person))).json()["approvals"][0]
+        said = await http.post(f"{RUNS}/one/approvals", json={"allow": True}, headers=bearer(person))
+        own_resume = await http.post(f"{RUNS}/one/resume", json={}, headers=bearer(person))
+        before = list(office.sent)
+        resumed = (await http.post(f"{RUNS}/one/resume", json={}, headers=bearer(program))).json()
+
+    assert [each.status_code for each in (own, sneaked, said, own_resume)] == [403, 403, 200, 403]
+    assert (unsaid["is_allowed"], unsaid["answered_by"], before) == (None, None, [])
+    assert resumed["status"] == "answered"
+    assert (resumed["approvals"][0]["is_allowed"], resumed["approvals"][0]["answered_by"]) == (True, "Grace")
+    assert office.sent == ["Ada"]
+
+
+async def test_a_key_with_every_right_does_all(office):
+    """Begins, allows and goes on in two requests."""
+    key = new_key()
+    async with client(office, keys=(Key(hash_key(key), "all", frozenset(RIGHTS)),)) as http:
+        run = await begun_by(http, key, run_id="one")
+        body = {"approvals": {run["approvals"][0]["approval_id"]: True}}
+        resumed = (await http.post(f"{RUNS}/one/resume", json=body, headers=bearer(key))).json()
+
+    assert (resumed["status"], resumed["approvals"][0]["answered_by"]) == ("answered", "all")
+
+
+async def test_runs_of_an_earlier_nearfar_can_be_approved(office):
+    """Its table has no column for who has answered: it gets one, and keeps what it had."""
+    async with client(office) as http:
+        await begun(http, run_id="one")
+    with closing(sqlite3.connect(office.folder / "agents.db")) as database:
+        database.execute("ALTER TABLE agent_approvals DROP COLUMN answered_by")
+        database.commit()
+
+    person = new_key()
+    keys = (Key(hash_key(person), "Grace", frozenset({"approve"})),)
+    async with client(office, keys=keys) as http:
+        said = await http.post(f"{RUNS}/one/approvals", json={"allow": True}, headers=bearer(person))
+        shown = (await http.get(f"{RUNS}/one", headers=bearer(person))).json()
+
+    assert said.status_code == 200
+    assert [(each["is_allowed"], each["answered_by"]) for each in shown["approvals"]] == [(True, "Grace")]
+
+
+def bearer(key):
+    """The header that carries the key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+async def begun_by(http, key, **more):
+    """A run that waits for a person, begun with this key."""
+    reply = await http.post(RUNS, json={"task": TASK, **more}, headers=bearer(key))
+    assert reply.json()["status"] == "awaiting_approval", reply.text
+    return reply.json()
 
 
 @pytest.mark.parametrize(

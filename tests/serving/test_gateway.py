@@ -22,7 +22,7 @@ from nearfar.errors import (
 )
 from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability
-from nearfar.serving.gateway.keys import hash_key, new_key
+from nearfar.serving.gateway.keys import Key, hash_key, new_key
 from nearfar.testing import ScriptedModel
 from nearfar.types import FREE, Answer, ModelCard, Price, StreamEnd, TextDelta, ToolCall, Usage
 
@@ -399,7 +399,7 @@ async def test_without_a_key_nothing_is_shown(path):
     """Every path but the liveness probe asks for the key, whether or not it exists."""
     key = new_key()
 
-    async with gateway(router_of(ScriptedModel(["Hi"])), key_hashes=(hash_key(key),)) as server:
+    async with gateway(router_of(ScriptedModel(["Hi"])), keys=(Key(hash_key(key)),)) as server:
         stranger = await get(server.url, path)
         friend = await get(server.url, path, headers={"authorization": f"Bearer {key}"})
         probe = await get(server.url, "/health/live")
@@ -416,7 +416,7 @@ async def test_without_a_key_nothing_is_shown(path):
 )
 async def test_no_spelling_of_a_path_gets_past_the_key(path):
     """The path that is authorised is the path that is served."""
-    async with gateway(router_of(ScriptedModel(["Hi"])), key_hashes=("0" * 64,)) as server:
+    async with gateway(router_of(ScriptedModel(["Hi"])), keys=(Key("0" * 64),)) as server:
         host, port = server.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())

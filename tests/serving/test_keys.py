@@ -3,7 +3,7 @@
 import pytest
 
 from nearfar.errors import ConfigError
-from nearfar.serving.gateway.keys import KeyRing, hash_key, new_key, scrub
+from nearfar.serving.gateway.keys import Key, KeyRing, hash_key, new_key, scrub
 from nearfar.serving.gateway.settings import GatewaySettings
 
 
@@ -11,28 +11,45 @@ def test_a_new_key_opens_the_door_that_holds_its_hash():
     """What `new_key` makes is taken once `hash_key` has put it in the settings; its hash does not contain it."""
     key = new_key()
 
-    ring = KeyRing([hash_key(new_key()), hash_key(key)])
+    ring = KeyRing([Key(hash_key(new_key())), Key(hash_key(key), "ours")])
 
-    assert ring.admits(f"Bearer {key}".encode())
-    assert ring.admits(f"bearer  {key} ".encode())
+    assert ring.find(f"Bearer {key}".encode()).name == "ours"
+    assert ring.find(f"bearer  {key} ".encode()).name == "ours"
     assert key not in hash_key(key)
 
 
 @pytest.mark.parametrize("header", [None, b"", b"Bearer", b"Bearer ", b"Basic abc", b"Bearer wrong", b"\xff\xfe"])
 def test_anything_else_stays_out(header):
     """A missing, malformed or wrong key is not taken."""
-    ring = KeyRing([hash_key(new_key())])
+    ring = KeyRing([Key(hash_key(new_key()))])
 
-    assert not ring.admits(header)
+    assert ring.find(header) is None
 
 
 def test_a_key_that_is_nearly_right_stays_out():
     """Neither a prefix of a key nor its hash is the key."""
     key = new_key()
-    ring = KeyRing([hash_key(key)])
+    ring = KeyRing([Key(hash_key(key))])
 
-    assert not ring.admits(f"Bearer {key[:-1]}".encode())
-    assert not ring.admits(f"Bearer {hash_key(key)}".encode())
+    assert ring.find(f"Bearer {key[:-1]}".encode()) is None
+    assert ring.find(f"Bearer {hash_key(key)}".encode()) is None
+
+
+def test_a_key_may_not_approve_unless_somebody_said_so():
+    """The usual key asks models and runs agents; one that is held twice has the rights of both."""
+    key = new_key()
+    usual, approving = Key(hash_key(key), "usual"), Key(hash_key(key), "approving", frozenset({"approve"}))
+    header = f"Bearer {key}".encode()
+
+    assert KeyRing([usual]).find(header).rights == {"ask", "run"}
+    assert KeyRing([approving]).find(header).rights == {"approve"}
+    assert KeyRing([usual, approving]).find(header).rights == {"ask", "run", "approve"}
+
+
+def test_a_right_that_is_none_is_refused_by_name():
+    """A misspelt right must not be taken for none, nor for all."""
+    with pytest.raises(ConfigError, match="'desk' has the right 'aprove'; the rights are 'ask', 'run', 'approve'"):
+        Key(hash_key(new_key()), "desk", frozenset({"aprove"}))
 
 
 def test_new_keys_hold_32_random_bytes():
@@ -52,10 +69,13 @@ def test_short_keys_are_not_hashed(key):
     assert not key or key not in str(caught.value)
 
 
-def test_a_hash_that_is_none_is_refused_by_its_place():
-    """A plain key among the hashes is a mistake that must not be served with."""
-    with pytest.raises(ConfigError, match=r"key_hashes\[1\]"):
-        GatewaySettings(key_hashes=("a" * 64, new_key()))
+def test_a_hash_that_is_none_is_refused_by_its_name():
+    """A plain key among the hashes is a mistake that must not be served with, nor shown."""
+    key = new_key()
+    with pytest.raises(ConfigError, match="the key 'laptop' is not a SHA-256") as caught:
+        Key(key, "laptop")
+
+    assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
@@ -64,7 +84,7 @@ def test_beyond_this_machine_only_with_a_key(host):
     with pytest.raises(ConfigError, match="nearfar keys new"):
         GatewaySettings(host=host)
 
-    assert GatewaySettings(host=host, key_hashes=("0" * 64,)).host == host
+    assert GatewaySettings(host=host, keys=(Key("0" * 64),)).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

@@ -10,7 +10,7 @@ from nearfar.router.learning import LEARNING, Learning, LiveMonitor, Watch
 from nearfar.router.outcomes import OutcomeLog
 from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability
-from nearfar.serving.gateway.keys import hash_key, new_key
+from nearfar.serving.gateway.keys import Key, hash_key, new_key
 from nearfar.store import Store
 from nearfar.testing import ScriptedModel
 
@@ -92,7 +92,7 @@ async def test_what_is_no_outcome_is_refused_in_openais_shape(router, change, st
 async def test_telling_needs_a_key_like_asking(router, outcomes):
     """And the method, the media type and a log."""
     key = new_key()
-    async with gateway(router, key_hashes=(hash_key(key),)) as server:
+    async with gateway(router, keys=(Key(hash_key(key)),)) as server:
         strange = await post(server.url, "/v1/outcomes", {"decision_id": "0" * 28, "value": 1})
         known = await post(
             server.url, "/v1/outcomes", {"decision_id": "0" * 28, "value": 1}, authorization=f"Bearer {key}"

@@ -50,6 +50,7 @@ from .agent_models import MODELS, RUNS, as_model, task_of
 from .keys import scrub
 from .problems import Problem, internal, invalid, out_of_time, problem_of
 from .replies import JSON, Headers, Receive, Scope, Send, send_reply
+from .rights import asker, missing
 from .schemas import Count, NotNegative, Positive, convert, parse_object, refuse_unknown
 from .settings import GatewaySettings
 from .streams import CancelWhenGone, EventStream, FlushedBeforeWaiting
@@ -190,7 +191,9 @@ class AgentsDoor:
     # --- as runs -----------------------------------------------------------------------------------------------------
 
     async def get(self, scope: Scope, send: Send) -> Problem | None:
-        """Sends a page; a problem where there is none."""
+        """Sends a page; a problem where there is none, or the asker has no business with runs."""
+        if problem := missing(scope, "run", "approve"):
+            return problem
         path: str = scope["path"]
         asked = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         try:
@@ -216,12 +219,16 @@ class AgentsDoor:
         with CancelWhenGone(scope, receive):
             try:
                 if path == RUNS:
-                    return await self._begin(convert_body(body, RunRequest), send)
+                    return missing(scope, "run") or await self._begin(convert_body(body, RunRequest), send)
                 run_id, _, verb = path.removeprefix(f"{RUNS}/").rpartition("/")
                 if path.startswith(f"{RUNS}/") and run_id and verb == "resume":
-                    return await self._resume(run_id, convert_body(body, ResumeRequest), send)
+                    resumed = convert_body(body, ResumeRequest)
+                    problem = missing(scope, "run") or (missing(scope, "approve") if resumed.approvals else None)
+                    return problem or await self._resume(run_id, resumed, send, by=asker(scope))
                 if path.startswith(f"{RUNS}/") and run_id and verb == "approvals":
-                    return await self._approve(run_id, convert_body(body, ApprovalRequest), send)
+                    return missing(scope, "approve") or await self._approve(
+                        run_id, convert_body(body, ApprovalRequest), send, by=asker(scope)
+                    )
                 return _no_such(path)
             except Exception as exc:
                 return _problem(exc)
@@ -238,14 +245,14 @@ class AgentsDoor:
             stretch = _beginning(task, run_id)
             return await self._work(store, name, run_id, stretch, send, is_stream=asked.stream, is_new=True)
 
-    async def _resume(self, run_id: str, asked: ResumeRequest, send: Send) -> Problem | None:
+    async def _resume(self, run_id: str, asked: ResumeRequest, send: Send, *, by: str | None) -> Problem | None:
         async with await self.open_runs() as store:
             record = await _record(store, run_id)
             if record.agent not in self.cards:
                 message = f"The run {run_id!r} is of the agent {record.agent!r}, which this gateway does not have."
                 return invalid(message, param="agent", code="agent_not_found", status=404)
             for approval_id, is_allowed in asked.approvals.items():
-                if isinstance(said := await self._answer(store, record, approval_id, is_allowed), Problem):
+                if isinstance(said := await self._answer(store, record, approval_id, is_allowed, by), Problem):
                     return said
             return await self._work(
                 store,
@@ -257,22 +264,24 @@ class AgentsDoor:
                 is_new=False,
             )
 
-    async def _approve(self, run_id: str, asked: ApprovalRequest, send: Send) -> Problem | None:
+    async def _approve(self, run_id: str, asked: ApprovalRequest, send: Send, *, by: str | None) -> Problem | None:
         async with await self.open_runs() as store:
             record = await _record(store, run_id)
             approval_id = asked.approval_id or await _only_open(store, run_id)
             if isinstance(approval_id, Problem):
                 return approval_id
-            is_new = await self._answer(store, record, approval_id, asked.allow)
+            is_new = await self._answer(store, record, approval_id, asked.allow, by)
         if isinstance(is_new, Problem):
             return is_new
         page = {"object": "nearfar.approval", "run_id": run_id, "approval_id": approval_id}
         await _send_json(send, {**page, "is_allowed": asked.allow, "is_new": is_new})
         return None
 
-    async def _answer(self, store: RunStore, record: RunRecord, approval_id: str, is_allowed: bool) -> bool | Problem:
+    async def _answer(
+        self, store: RunStore, record: RunRecord, approval_id: str, is_allowed: bool, by: str | None
+    ) -> bool | Problem:
         """As `answered`, and counted where it is new."""
-        said = await answered(store, record.run_id, approval_id, is_allowed)
+        said = await answered(store, record.run_id, approval_id, is_allowed, by)
         if said is True and record.agent in self.cards:
             self.metrics.count_answer(record.agent, is_allowed=is_allowed)
         return said
@@ -421,12 +430,12 @@ def _beginning(task: Task, run_id: str) -> _Stretch:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-async def answered(store: RunStore, run_id: str, approval_id: str, is_allowed: bool) -> bool | Problem:
+async def answered(store: RunStore, run_id: str, approval_id: str, is_allowed: bool, by: str | None) -> bool | Problem:
     """Notes a person's answer, the first of which stands; False where the same was said before.
 
     A problem where the run has not asked that, or somebody has said otherwise.
     """
-    if not await store.journal.approve(run_id, {approval_id: is_allowed}):
+    if not await store.journal.approve(run_id, {approval_id: is_allowed}, by=by):
         return True
     said = {each.approval_id: each.is_allowed for each in await store.journal.approvals(run_id)}
     if approval_id not in said:

@@ -48,6 +48,7 @@ from .replies import (
     send_problem,
     send_reply,
 )
+from .rights import admit, missing
 from .settings import GatewaySettings
 from .streams import CancelWhenGone, EventStream, FlushedBeforeWaiting
 
@@ -147,7 +148,7 @@ class Gateway:
     ) -> None:
         self._router = router
         self._settings = settings
-        self._keys = KeyRing(settings.key_hashes)
+        self._keys = KeyRing(settings.keys)
         self._hosts = _LOOPBACK_HOSTS | set(settings.allowed_hosts) if settings.is_loopback else None
         self._in_flight = 0
         self._metrics = Metrics(lambda: self._in_flight)
@@ -174,7 +175,7 @@ class Gateway:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1000})
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        problem = self._stranger(scope["path"], headers)
+        problem = self._stranger(scope, headers)
         if problem is None:
             problem = await self._dispatch(scope, headers, receive, send)
         if problem is not None:
@@ -182,13 +183,16 @@ class Gateway:
             await send_problem(send, problem)
         return None
 
-    def _stranger(self, path: str, headers: Mapping[bytes, bytes]) -> Problem | None:
-        """Why this asker may not ask; None: it may."""
+    def _stranger(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Problem | None:
+        """Why this asker may not come in; None: it may, and its key is in the scope."""
         if self._hosts is not None and _host_name(headers.get(b"host", b"")) not in self._hosts:
             message = "This gateway serves this machine only; call it as localhost, or set gateway.allowed_hosts."
             return Problem(403, message, "permission_error", "host_not_allowed")
-        if self._keys and path != "/health/live" and not self._keys.admits(headers.get(b"authorization")):
-            return unauthorized()
+        if self._keys and scope["path"] != "/health/live":
+            key = self._keys.find(headers.get(b"authorization"))
+            if key is None:
+                return unauthorized()
+            admit(scope, key)
         return None
 
     async def _dispatch(
@@ -200,6 +204,8 @@ class Gateway:
         if wire is not None or path in self._handlers:
             if method != "POST":
                 return _wrong_method(method, "POST")
+            if wire is None and (problem := missing(scope, "ask")):
+                return problem
             return await self._with_body(wire, scope, headers, receive, send)
         if self._agents is not None and path.startswith(PATHS):
             if method == "POST":
@@ -255,6 +261,9 @@ class Gateway:
             call = wire.parse(body, self._settings.request_timeout_s)
         except RequestError as exc:
             return problem_of(exc, wire.param_names)
+        answerer = self._answerer(call.query)
+        if problem := missing(scope, "ask" if answerer is self._router else "run"):
+            return problem
         with CancelWhenGone(scope, receive) as watch:
             try:
                 if call.stream:

@@ -6,7 +6,9 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Literal, TypeAlias, get_args
 
 from nearfar.errors import ConfigError
 
@@ -14,6 +16,14 @@ _PREFIX = "nf-"
 _RANDOM_BYTES = 32
 #: The length of `token_urlsafe(32)`: 32 bytes in base64 without padding.
 _LEAST_CHARACTERS = 43
+
+#: What a key may do: ask models and cascades; run agents; allow or deny the calls that agents want to make. Every key
+#: sees which models there are, the health and the metrics.
+Right: TypeAlias = Literal["ask", "run", "approve"]
+RIGHTS: tuple[Right, ...] = get_args(Right)
+EVERY_RIGHT = frozenset(RIGHTS)
+#: Of a key whose maker has not said: whoever lets agents run does not approve their calls as well.
+USUAL_RIGHTS: frozenset[Right] = frozenset({"ask", "run"})
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SECRET = re.compile(
@@ -39,32 +49,49 @@ def hash_key(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 
 
-class KeyRing:
-    """Says whether a key is one of those whose hashes it holds.
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a gateway knows of a key.
 
     Raises:
-        ConfigError: a hash is not 64 hexadecimal digits.
+        ConfigError: the hash is not 64 hexadecimal digits, or a right is none.
     """
 
-    def __init__(self, hashes: Iterable[str]) -> None:
-        self._digests: list[bytes] = []
-        for i, text in enumerate(hashes):
-            if not _HASH.fullmatch(text):
-                raise ConfigError(f"key_hashes[{i}] is not a SHA-256 in hexadecimal. Make a key: nearfar keys new.")
-            self._digests.append(bytes.fromhex(text))
+    sha256: str  # of `hash_key`
+    name: str = "key"
+    rights: frozenset[Right] = USUAL_RIGHTS
+
+    def __post_init__(self) -> None:
+        if not _HASH.fullmatch(self.sha256):
+            raise ConfigError(
+                f"What is kept of the key {self.name!r} is not a SHA-256 in hexadecimal. Make a key: nearfar keys new."
+            )
+        if unknown := sorted(self.rights - EVERY_RIGHT):
+            known = ", ".join(map(repr, RIGHTS))
+            raise ConfigError(f"The key {self.name!r} has the right {unknown[0]!r}; the rights are {known}.")
+
+
+class KeyRing:
+    """Finds the key that a request carries among those that it holds."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
 
     def __bool__(self) -> bool:
-        return bool(self._digests)
+        return bool(self._keys)
 
-    def admits(self, authorization: bytes | None) -> bool:
-        """Whether the `Authorization` header carries a key of ours; a wrong key takes as long as a right one."""
+    def find(self, authorization: bytes | None) -> Key | None:
+        """The key in the `Authorization` header; None: there is none of ours. A wrong one takes as long as a right one.
+
+        One that is held twice has the rights of both.
+        """
         if authorization is None or authorization[:7].lower() != b"bearer ":
-            return False
+            return None
         digest = sha256(authorization[7:].strip()).digest()
-        is_ours = False
-        for known in self._digests:
-            is_ours |= hmac.compare_digest(digest, known)
-        return is_ours
+        found = [key for known, key in self._keys if hmac.compare_digest(digest, known)]
+        if len(found) > 1:
+            return replace(found[0], rights=frozenset().union(*(key.rights for key in found)))
+        return found[0] if found else None
 
 
 def scrub(text: str) -> str:

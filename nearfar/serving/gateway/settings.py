@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nearfar.errors import ConfigError
 
-from .keys import KeyRing
+from .keys import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,12 @@ class GatewaySettings:
     """Safe unless told otherwise.
 
     Raises:
-        ConfigError: a number out of range, a hash that is none, or an address beyond loopback and no key.
+        ConfigError: a number out of range, or an address beyond loopback and no key.
     """
 
     host: str = "127.0.0.1"
     port: int = 8642  # 0: any free one
-    key_hashes: tuple[str, ...] = ()  # of `hash_key`; empty: no key is asked for, and only loopback is served
+    keys: tuple[Key, ...] = ()  # none: no key is asked for, everybody may do everything, and only loopback is served
     allowed_hosts: tuple[str, ...] = ()  # `Host` headers to take besides loopback's, on a loopback address
     allow_origins: tuple[str, ...] = ()  # browser origins that may call; empty: none
     max_body_bytes: int = 16 * 1024 * 1024
@@ -32,7 +32,6 @@ class GatewaySettings:
     shutdown_grace_s: float = 30.0  # for requests in flight when told to stop
 
     def __post_init__(self) -> None:
-        KeyRing(self.key_hashes)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"gateway.port must be in [0, 65535], not {self.port!r}.")
         for name in (
@@ -46,7 +45,7 @@ class GatewaySettings:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"gateway.{name} must be more than 0, not {getattr(self, name)!r}.")
-        if not self.is_loopback and not self.key_hashes:
+        if not self.is_loopback and not self.keys:
             raise ConfigError(
                 f"gateway.host is {self.host!r}, beyond this machine, and no key is set. Make one: nearfar keys new."
             )

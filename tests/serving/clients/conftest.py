@@ -15,7 +15,7 @@ from nearfar.models.llama_cpp import LlamaCppModel
 from nearfar.router.cascade import Cascade, Tier
 from nearfar.router.router import Router
 from nearfar.router.scorers import MeanProbability
-from nearfar.serving.gateway.keys import hash_key, new_key
+from nearfar.serving.gateway.keys import Key, hash_key, new_key
 from nearfar.testing import ScriptedModel
 from nearfar.types import FREE, Answer, ModelCard, StreamEnd, TextDelta
 
@@ -94,5 +94,5 @@ def door() -> Iterator[Door]:
     }
     near = Tier(models["smollm2"], scorer=MeanProbability(), threshold=0.0)
     router = Router({"auto": Cascade([near], name="auto")}, models, log=log)
-    with gateway_thread(router, key_hashes=(hash_key(key),)) as url:
+    with gateway_thread(router, keys=(Key(hash_key(key)),)) as url:
         yield Door(url, key, log)
