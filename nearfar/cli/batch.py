@@ -117,7 +117,8 @@ def _as_json(report: BatchReport) -> dict[str, object]:
 def _conclude(report: BatchReport) -> int:
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items() if count) or "nothing done"
     fresh = report.done - report.resumed
-    rate = f" · {fresh / report.elapsed_s:,.0f} records/s" if fresh and report.elapsed_s > 0 else ""
+    speed = fresh / report.elapsed_s if report.elapsed_s > 0 else 0.0
+    rate = f" · {speed:,.{0 if speed >= 10 else 1}f} records/s" if speed else ""
     resumed = f" · {report.resumed:,} from an earlier run" if report.resumed else ""
     cost = f"{'at least ' if report.has_unknown_cost else ''}{usd(report.cost_usd)}"
     remark(f"{counts} of {report.total:,} · {cost} · {seconds(report.elapsed_s)}{rate}{resumed}", style="")
