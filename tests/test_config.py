@@ -243,6 +243,7 @@ TINY = '[models.tiny]\nkind = "llama.cpp"\n'
         ("[embedders.e]\nmodel = 'm'", r"line 1: embedders.e has no kind"),
         ('[models."a b"]\nkind = "llama.cpp"', r"'a b' is no name"),
         ('[budget]\nperiod = "day"', r"budget.period is set and budget.limit_usd is not"),
+        ('[budget]\nkilled_calls = "returned"', r"budget.killed_calls is set and budget.limit_usd is not"),
         ("[decisions]\nretention_days = 0", r"decisions.retention_days .*not 0"),
         (
             TINY + '[cascades.auto]\npolicy = "p.json"\ntiers = [{ model = "tiny", threshold = 0.5 }]',

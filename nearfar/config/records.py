@@ -23,6 +23,7 @@ class BudgetSettings(Section):
 
     limit_usd: float | None = Field(default=None, ge=0)  # None: no limit
     period: Literal["total", "day", "month"] = "total"
+    killed_calls: Literal["spent", "returned"] = "spent"  # what becomes of the reservations of killed processes
 
 
 class DataSection(Section):
@@ -32,10 +33,13 @@ class DataSection(Section):
 
 
 def check_budget(source: Source, budget: BudgetSettings) -> None:
-    """Returns if the period has a limit to be the period of.
+    """Returns if there is a limit for what is said about it.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: there is none.
     """
-    if budget.limit_usd is None and budget.period != "total":
-        raise source.error("budget.period is set and budget.limit_usd is not; set a limit, or neither", "period")
+    if budget.limit_usd is not None:
+        return
+    for key, usual in (("period", "total"), ("killed_calls", "spent")):
+        if getattr(budget, key) != usual:
+            raise source.error(f"budget.{key} is set and budget.limit_usd is not; set a limit, or neither", key)

@@ -18,6 +18,7 @@ from nearfar.errors import BudgetExceeded, ConfigError, DataError, NearfarError,
 from nearfar.store import Schema, Store
 from nearfar.types import FREE, Answer, ChatModel, Query, StreamEnd, StreamEvent
 
+from .owners import Owner, can_own, is_gone
 from .wrapper import Wrapper
 
 BUDGETS = Schema(
@@ -39,10 +40,17 @@ BUDGETS = Schema(
         ) WITHOUT ROWID;
         CREATE INDEX budget_reservations_by_budget ON budget_reservations (budget, period, nano_usd)
         """,
+        "ALTER TABLE budget_reservations ADD COLUMN owner TEXT",
     ),
 )
 
 Period: TypeAlias = Literal["total", "day", "month"]
+#: What becomes of the reservations of a killed process, whose calls may have been charged for or not.
+KilledCalls: TypeAlias = Literal["spent", "returned"]
+
+#: How old a reservation is that nobody owns (it was made by an earlier nearfar, or where there are no locks) once its
+#: call must have ended: no answer may take so long.
+_UNOWNED_S = 86_400.0
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +67,18 @@ class Reservation:
 class Budget:
     """An amount that is never exceeded, by any number of tasks and processes that share the store.
 
-    What is reserved counts as spent until it is settled; a reservation left behind by a killed process counts for
-    ever, because nobody knows what its call has cost. Amounts are whole nano-dollars, reservations and settlements
-    rounded up, the limit down.
+    What is reserved counts as spent until it is settled. A reservation that a killed process has left ends with the
+    first look that is taken after it: as spent, because nobody knows what its call has cost, or given back where the
+    owner would rather have the money. Amounts are whole nano-dollars, reservations and settlements rounded up, the
+    limit down.
 
     Args:
         store: has the schema `BUDGETS`.
         name: budgets of one name in one store are one budget.
         limit_usd: the most that may be spent in a period.
         period: when it starts anew: never, every day or every month, in UTC.
+        killed_calls: whether what killed processes had reserved is spent, or returned. With "returned" more than the
+            limit may have been charged: by what the calls under way cost whenever a process is killed.
         clock: Unix time, in seconds.
     """
 
@@ -78,6 +89,7 @@ class Budget:
         name: str,
         limit_usd: float,
         period: Period = "total",
+        killed_calls: KilledCalls = "spent",
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not (math.isfinite(limit_usd) and limit_usd >= 0):
@@ -86,8 +98,12 @@ class Budget:
         self.limit_usd = limit_usd
         self._limit = math.floor(round(limit_usd * 1e9, 3))
         self._period = period
+        self._killed_calls = killed_calls
         self._store = store
         self._clock = clock
+        self._owners = store.path.with_name(f"{store.path.name}.owners")
+        self._owner: Owner | None = None  # once something was reserved
+        self._has_looked = False  # for what killed processes have left
 
     async def reserve(self, usd: float) -> Reservation:
         """Holds `usd` for a call.
@@ -97,14 +113,18 @@ class Budget:
             DataError: the store cannot be written.
         """
         held = Reservation(uuid.uuid4().hex, self._current_period(), _nano(usd))
-        row = (held.id, self.name, held.period, held.nano_usd, self._clock())
+        row = (held.id, self.name, held.period, held.nano_usd, self._clock(), self._owner_name())
 
         def hold(connection: sqlite3.Connection) -> int | None:
             """What is left too little; None: it was enough."""
+            if not self._has_looked:
+                self._end_left_behind(connection)
             left = self._limit - _used(connection, self.name, held.period)
+            if held.nano_usd > left and self._end_left_behind(connection):
+                left = self._limit - _used(connection, self.name, held.period)
             if held.nano_usd > left:
                 return left
-            connection.execute("INSERT INTO budget_reservations VALUES (?, ?, ?, ?, ?)", row)
+            connection.execute("INSERT INTO budget_reservations VALUES (?, ?, ?, ?, ?, ?)", row)
             return None
 
         try:
@@ -135,6 +155,39 @@ class Budget:
         """US dollars spent and reserved in the current period."""
         period = self._current_period()
         return await self._store.read(lambda connection: _used(connection, self.name, period)) / 1e9
+
+    def _owner_name(self) -> str | None:
+        if self._owner is None and can_own():
+            try:
+                self._owner = Owner(self._owners)
+            except OSError as exc:
+                raise DataError(
+                    f"Cannot write {str(self._owners)!r}: {exc.strerror}. Check that the folder may be written.",
+                    path=str(self._owners),
+                ) from exc
+        return None if self._owner is None else self._owner.name
+
+    def _end_left_behind(self, connection: sqlite3.Connection) -> bool:
+        """Ends the reservations whose process has ended; whether there were any."""
+        self._has_looked = True
+        rows = connection.execute(
+            "SELECT id, period, nano_usd, created_at, owner FROM budget_reservations WHERE budget = ?", (self.name,)
+        ).fetchall()
+        owners = {owner for *_, owner in rows if owner is not None}
+        gone = {owner for owner in owners if can_own() and is_gone(self._owners, owner)}
+        oldest = self._clock() - _UNOWNED_S
+        left = [
+            Reservation(id_, period, nano_usd)
+            for id_, period, nano_usd, created_at, owner in rows
+            if owner in gone or (owner is None and created_at < oldest)
+        ]
+        for each in left:
+            _close(connection, self.name, each, each.nano_usd if self._killed_calls == "spent" else 0)
+        if left:
+            usd = sum(each.nano_usd for each in left) / 1e9
+            fate = "counts as spent" if self._killed_calls == "spent" else "is given back"
+            _log.warning("$%.6g of the budget %r, reserved by killed processes, %s", usd, self.name, fate)
+        return bool(left)
 
     def _current_period(self) -> str:
         now = datetime.fromtimestamp(self._clock(), UTC)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nearfar.config import Settings
-from nearfar.models.budget import Budget
 from nearfar.router.cascade import Cascade
 from nearfar.router.decision_log import SqliteDecisionLog
 from nearfar.router.learning import Learning
@@ -21,10 +20,11 @@ from .documents import Documents, grounded, open_library
 from .learning import open_learning
 from .memory import open_memory, open_recall
 from .models import build_models
-from .records import open_log, open_store
+from .records import open_budget, open_log, open_store
 from .token_routers import token_cascade
 
 if TYPE_CHECKING:
+    from nearfar.models.budget import Budget
     from nearfar.retrieval.library import Library
     from nearfar.retrieval.memory import SqliteMemory
     from nearfar.retrieval.postgres import PostgresMemory
@@ -69,8 +69,7 @@ def build(settings: Settings) -> Wired:
     store = open_store(settings)
     try:
         log = open_log(settings, store)
-        limit = settings.budget.limit_usd
-        budget = None if limit is None else Budget(store, name="all", limit_usd=limit, period=settings.budget.period)
+        budget = open_budget(settings, store)
         library = open_library(settings) if any(model.docs for model in settings.models.values()) else None
         models = {
             model.card.name: grounded(model, told, library) for told, model in build_models(settings, store, budget)

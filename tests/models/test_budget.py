@@ -1,10 +1,11 @@
 """Never more is spent than there is, whoever asks and whatever is killed."""
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 
 import pytest
 from contracts.chat_model import ChatModelContract, collect
@@ -20,7 +21,7 @@ from nearfar.errors import (
     UpstreamTimeout,
 )
 from nearfar.models.budget import BUDGETS, Budget, Budgeted
-from nearfar.store import Store
+from nearfar.store import Schema, Store
 from nearfar.testing import ScriptedModel
 from nearfar.types import FREE, Answer, ModelCard, Price, Query, SamplingOptions, Usage
 
@@ -294,7 +295,7 @@ SPEND = textwrap.dedent(
     import asyncio, sys
     from nearfar.errors import BudgetExceeded
     from nearfar.models.budget import BUDGETS, Budget, Budgeted
-    from nearfar.store import Store
+    from nearfar.store import Schema, Store
     from nearfar.testing import ScriptedModel
     from nearfar.types import Answer, ModelCard, Price, Query, Usage
 
@@ -338,13 +339,79 @@ async def test_two_processes_share_one_budget(path, store):
     assert await Budget(store, name="b", limit_usd=50).spent() == 50.0
 
 
-async def test_a_killed_process_leaves_its_reservations_counted(path, store):
-    """Its calls may have been charged for; nobody can find out."""
+def reservations(path):
+    """The amounts that are reserved, in dollars."""
+    with closing(sqlite3.connect(path)) as database:
+        return [nano_usd / 1e9 for (nano_usd,) in database.execute("SELECT nano_usd FROM budget_reservations")]
+
+
+async def test_a_killed_process_leaves_its_reservations_counted(path, store, caplog):
+    """Its calls may have been charged for; nobody can find out. The next look settles them as what they may cost."""
     with spenders(1, path, 5, 3600) as (process,):
         assert process.stdout.readline() == "begun\n"
         process.kill()  # SIGKILL
+        process.wait()
+        left = reservations(path)
+        budget = Budget(store, name="b", limit_usd=50)
+        counted = await budget.spent()
+        await budget.settle(await budget.reserve(1.0), 0.5)
 
-    assert await Budget(store, name="b", limit_usd=50).spent() == 5.0
+    assert (left, counted) == ([1.0] * 5, 5.0)
+    assert reservations(path) == []
+    assert await budget.spent() == 5.5
+    assert "$5 of the budget 'b', reserved by killed processes, counts as spent" in caplog.text
+
+
+async def test_what_a_killed_process_had_reserved_can_be_given_back(path, store, caplog):
+    """Where the owner would rather have the money: not while the process lives, and at once when it does not."""
+    with spenders(1, path, 5, 3600) as (process,):
+        assert process.stdout.readline() == "begun\n"
+        budget = Budget(store, name="b", limit_usd=5, killed_calls="returned")
+        with pytest.raises(BudgetExceeded):
+            await budget.reserve(1.0)
+        alive = reservations(path)
+        process.kill()  # SIGKILL
+        process.wait()
+        held = await budget.reserve(1.0)
+
+    assert alive == [1.0] * 5
+    assert reservations(path) == [1.0]
+    assert await budget.spent() == 1.0
+    await budget.settle(held, 0.25)
+    assert await budget.spent() == 0.25
+    assert "is given back" in caplog.text
+
+
+async def test_reservations_of_the_living_stay(path, store):
+    """Of other processes, and of another budget object of this one, whatever is killed beside them."""
+    other = Budget(store, name="b", limit_usd=50)
+    held = await other.reserve(7.0)
+    with spenders(2, path, 5, 3600) as (living, killed):
+        assert (living.stdout.readline(), killed.stdout.readline()) == ("begun\n", "begun\n")
+        killed.kill()
+        killed.wait()
+        budget = Budget(store, name="b", limit_usd=50, killed_calls="returned")
+        await budget.settle(await budget.reserve(1.0), 0.0)
+        left = sorted(reservations(path))
+
+    assert left == [1.0] * 5 + [7.0]
+    await other.settle(held, 2.0)
+
+
+async def test_reservations_that_nobody_owns_end_after_a_day(path):
+    """Those of an earlier nearfar, whose table had no owners."""
+    Store(path, [Schema(BUDGETS.component, BUDGETS.migrations[:1])]).close()
+    with closing(sqlite3.connect(path)) as database:
+        rows = [("old", "b", "total", 3 * 10**9, 1000.0), ("new", "b", "total", 2 * 10**9, 80_000.0)]
+        database.executemany("INSERT INTO budget_reservations VALUES (?, ?, ?, ?, ?)", rows)
+        database.commit()
+    store = Store(path, [BUDGETS])
+    budget = Budget(store, name="b", limit_usd=50, killed_calls="returned", clock=lambda: 90_000.0)
+
+    await budget.settle(await budget.reserve(1.0), 0.0)
+
+    assert reservations(path) == [2.0]
+    store.close()
 
 
 async def test_a_store_that_fails_after_the_answer_costs_no_answer(path, caplog):
