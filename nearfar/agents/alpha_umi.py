@@ -12,11 +12,12 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, TypeAlias
 
 from langgraph.graph import END, START, StateGraph
 
-from nearfar.router.held_choices import CHOICE_LOGPROBS, held_probability
+from nearfar.router.held_choices import CHOICE_LOGPROBS, choice_probability, choices_in
 from nearfar.types import Answer, Message, NamedTool, ResponseFormat, ToolCall, ToolSpec
 
 from .calls import CallWriter, WrittenCalls
@@ -404,12 +405,25 @@ def read_plan(text: str, tools: Sequence[ToolSpec]) -> tuple[str, Next, str | No
 
 
 def plan_score(answer: Answer, shape: ResponseFormat) -> float | None:
-    """How sure the planner is of the marker and the tools that it names, among those that `shape` let it name.
+    """How sure the planner is of who is next, among those that `shape` let it name, each time that it says so.
 
-    Its model's own score where no tokens with alternatives are told.
+    Once in its marker, and before that by what it lists first: the product of the probabilities that it gave there to
+    what the marker says, so that a planner that lists one tool and calls another is not sure. Giving up is 0: whoever
+    else can be asked should be. Its model's own score where no tokens with alternatives are told.
     """
-    found = held_probability(answer.text, answer.logprobs or (), shape.schema or {})
-    return answer.score if found is None else found
+    try:
+        marker = json.loads(answer.text)["next"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return answer.score
+    if marker == _GIVE_UP:
+        return 0.0
+    shares = []
+    for _, start, choices in choices_in(answer.text, shape.schema or {}):
+        said = [each for each in choices if marker in (json.loads(each), _marker(json.loads(each)))]
+        found = choice_probability(answer.text, answer.logprobs or (), start, choices, said[0]) if said else None
+        if found is not None:
+            shares.append(found)
+    return prod(shares) if shares else answer.score
 
 
 def summary_messages(task: str, trace: Trace) -> tuple[Message, ...]:

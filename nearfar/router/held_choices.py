@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import exp
+from math import exp, prod
 from typing import Any
 
 from nearfar.types import Answer, Query, TokenLogprob
@@ -36,26 +36,27 @@ def choice_signals(query: Query, answer: Answer) -> dict[str, float]:
 
 def held_probability(text: str, tokens: Sequence[TokenLogprob], schema: Mapping[str, Any]) -> float | None:
     """The product of the probabilities of what was chosen; None where nothing was, or the tokens do not tell."""
-    product = None
-    for start, choices in _chosen(text, schema):
-        share = choice_probability(text, tokens, start, choices)
-        if share is not None:
-            product = share if product is None else product * share
-    return product
+    found = [choice_probability(text, tokens, start, choices) for _, start, choices in choices_in(text, schema)]
+    shares = [share for share in found if share is not None]
+    return prod(shares) if shares else None
 
 
-def choice_probability(text: str, tokens: Sequence[TokenLogprob], start: int, choices: Sequence[str]) -> float | None:
-    """The probability of the choice that stands in `text` at `start`, among all `choices`.
+def choice_probability(
+    text: str, tokens: Sequence[TokenLogprob], start: int, choices: Sequence[str], choice: str | None = None
+) -> float | None:
+    """The probability of a choice, among all `choices`, where one of them stands in `text` at `start`.
 
     At every token of it, what the alternatives that can still become this choice have, over what all alternatives have
     that can still become one of the choices; the product over the tokens. It is the probability under a grammar of the
-    choices, up to choices that none of the alternatives begins, which count as impossible.
+    choices, up to choices that none of the alternatives begins, which count as impossible. Of a choice that was not
+    written it is told up to the token at which the two part, so that it is no less than the grammar's.
 
     Args:
         text: what the model wrote.
         tokens: of the whole text, with alternatives.
         start: where the choice begins.
         choices: all texts that could stand there.
+        choice: one of them; None: the one that was written.
 
     Returns:
         In [0, 1]; None where no choice stands there, or the tokens have no alternatives or do not spell the text.
@@ -65,31 +66,49 @@ def choice_probability(text: str, tokens: Sequence[TokenLogprob], start: int, ch
     """
     spelled = "".join(token.token for token in tokens)
     offset = spelled.find(text)
-    said = max((choice for choice in choices if text.startswith(choice, start)), key=len, default=None)
+    said = max((each for each in choices if text.startswith(each, start)), key=len, default=None)
     if offset < 0 or said is None:
         return None
+    wanted = said if choice is None else choice
     begin, end = offset + start, offset + start + len(said)
     product, position, is_told = 1.0, 0, False
     for token in tokens:
         after = position + len(token.token)
-        if position < end and after > begin:
-            before = spelled[begin:position] if position > begin else ""
+        before = spelled[begin:position] if position > begin else ""
+        if position >= end or not wanted.startswith(before):
+            break
+        if after > begin:
             lead = spelled[position:begin]  # what the first token has before the choice
-            rest = {choice: lead + choice[len(before) :] for choice in choices if choice.startswith(before)}
-            mine, others = _masses(token, rest, said)
-            product *= mine / (mine + others) if mine else 1.0
+            rest = {each: lead + each[len(before) :] for each in choices if each.startswith(before)}
+            mine, others = _masses(token, rest, wanted)
+            product *= mine / (mine + others)
             is_told = is_told or len(token.top) > 1
         position = after
     return product if is_told else None
 
 
-def _masses(token: TokenLogprob, rest: Mapping[str, str], said: str) -> tuple[float, float]:
+def choices_in(text: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, int, list[str]]]:
+    """The fields at the top of the schema that left a choice among texts: name, where it stands, what could be there.
+
+    Of a list of such choices, the first item. What could be there is told as JSON writes it.
+    """
+    for name, each in schema.get("properties", {}).items():
+        is_list = each.get("type") == "array"
+        choices = (each.get("items", {}) if is_list else each).get("enum")
+        if not choices or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+            continue  # a text ends with a quotation mark, where a number may go on
+        place = re.search(re.escape(json.dumps(name)) + (r"\s*:\s*\[\s*" if is_list else r"\s*:\s*"), text)
+        if place:
+            yield name, place.end(), [json.dumps(choice, ensure_ascii=False) for choice in choices]
+
+
+def _masses(token: TokenLogprob, rest: Mapping[str, str], wanted: str) -> tuple[float, float]:
     """What the alternatives have that can become the choice, and those that can become others alone."""
     mine = others = 0.0
     for alternative, logprob in {**dict(token.top), token.token: token.logprob}.items():
         if not alternative:
             continue
-        if _agree(alternative, rest[said]):
+        if _agree(alternative, rest[wanted]):
             mine += exp(logprob)
         elif any(_agree(alternative, left) for left in rest.values()):
             others += exp(logprob)
@@ -99,15 +118,3 @@ def _masses(token: TokenLogprob, rest: Mapping[str, str], said: str) -> tuple[fl
 def _agree(token: str, left: str) -> bool:
     """Whether the token can begin what is left of a choice, or goes on beyond it."""
     return left.startswith(token) or (bool(left) and token.startswith(left))
-
-
-def _chosen(text: str, schema: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
-    """Where the choices at the top of the schema stand, and the texts that could stand there."""
-    for name, each in schema.get("properties", {}).items():
-        is_list = each.get("type") == "array"
-        choices = (each.get("items", {}) if is_list else each).get("enum")
-        if not choices or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-            continue  # a text ends with a quotation mark, where a number may go on
-        place = re.search(re.escape(json.dumps(name)) + (r"\s*:\s*\[\s*" if is_list else r"\s*:\s*"), text)
-        if place:
-            yield place.end(), [json.dumps(choice, ensure_ascii=False) for choice in choices]

@@ -1,14 +1,16 @@
 """The planner, the caller and the summarizer, at work on scripted models and real tools."""
 
+from math import log
 from pathlib import Path
 
+import pytest
 from support.teams import agent, arguments, plan, reading
 
-from nearfar.agents.alpha_umi import AlphaUmi
+from nearfar.agents.alpha_umi import AlphaUmi, plan_score, planner_format
 from nearfar.agents.functions import FunctionTool
 from nearfar.agents.policy import ToolPolicy
 from nearfar.agents.types import Called, Ended, Limits, NeedsApproval, Observed, Planned, Task, Wrote
-from nearfar.types import Query
+from nearfar.types import Answer, Query, TokenLogprob
 
 
 def read_file(path: str) -> str:
@@ -157,3 +159,32 @@ async def test_garbage_from_every_role_ends_in_an_outcome(tmp_path: Path) -> Non
     assert isinstance(events[-1], Ended)
     assert events[-1].result.status == "out_of_steps"
     assert {event.observation.kind for event in events if isinstance(event, Observed)} == {"invalid"}
+
+
+def said_plan(listed: str, marker: str, *shares: float) -> Answer:
+    """What a planner says, with the shares of `read_file`, wherever a tool is named; the rest is `add`'s."""
+    tokens = [TokenLogprob('{"plan": ["', 0.0)]
+    for name, share, after in zip((listed, marker), shares, ('", "answer"], "next": "call ', '"}'), strict=True):
+        top = (("read_file", log(0.1 * share)), ("add", log(0.1 - 0.1 * share)), ("Sure", log(0.9)))
+        tokens += [TokenLogprob(name, dict(top)[name], top), TokenLogprob(after, 0.0)]
+    return Answer("".join(token.token for token in tokens), logprobs=tuple(tokens))
+
+
+def test_a_planner_is_as_sure_of_a_tool_as_wherever_it_could_name_it() -> None:
+    """Of what the marker says, in the list as well, whatever it would rather have written than a tool's name."""
+    shape = planner_format([tool.spec for tool in READERS])
+
+    agreed = plan_score(said_plan("read_file", "read_file", 0.9, 0.8), shape)
+    parted = plan_score(said_plan("add", "read_file", 0.4, 0.8), shape)
+
+    assert agreed == pytest.approx(0.9 * 0.8)
+    assert parted == pytest.approx(0.4 * 0.8)
+
+
+def test_a_planner_that_gives_up_is_sure_of_nothing() -> None:
+    """However sure it is of that: whoever else can be asked should be."""
+    shape = planner_format([tool.spec for tool in READERS])
+    sure = (TokenLogprob('{"plan": ["give up"], "next": "give up"}', 0.0, (("{", 0.0),)),)
+
+    assert plan_score(Answer(sure[0].token, logprobs=sure), shape) == 0
+    assert plan_score(Answer("nonsense", logprobs=sure), shape) is None

@@ -108,21 +108,27 @@ def test_where_nothing_is_told_there_is_no_signal(text, tokens, form):
     st.dictionaries(st.text("xyz", max_size=4), st.lists(st.floats(0.05, 1), min_size=5, max_size=5)),
 )
 def test_the_choices_share_out_the_whole(choices, weights):
-    """With every character told, the probabilities of all choices add up to 1, whatever the model would rather say."""
+    """With every character told, the probabilities of all choices add up to 1, whatever the model would rather say.
 
-    def probability(choice):
+    Of those that were not written, no less than theirs is told.
+    """
+
+    def tokens(choice):
         quoted = json.dumps(choice)
-        tokens = []
         for place, character in enumerate(quoted):
             given_weights = weights.get(quoted[1:place] if place else "", [0.2] * 5)
             total = sum(given_weights)
             shares = dict(zip([*ENDINGS, "?"], (weight / total for weight in given_weights), strict=True))
-            tokens.append(
-                TokenLogprob(character, log(shares[character]), tuple((c, log(p)) for c, p in shares.items()))
-            )
-        return choice_probability(quoted, tokens, 0, [json.dumps(each) for each in choices])
+            yield TokenLogprob(character, log(shares[character]), tuple((c, log(p)) for c, p in shares.items()))
 
-    assert sum(map(probability, choices)) == pytest.approx(1)
+    quoted = [json.dumps(each) for each in choices]
+    exact = {each: choice_probability(each, [*tokens(json.loads(each))], 0, quoted) for each in quoted}
+    written = quoted[0]
+    told = {each: choice_probability(written, [*tokens(json.loads(written))], 0, quoted, each) for each in quoted}
+
+    assert sum(exact.values()) == pytest.approx(1)
+    assert told[written] == exact[written]
+    assert all(told[each] >= exact[each] - 1e-12 for each in quoted)
 
 
 async def test_of_two_choices_the_embedded_model_writes_the_likelier():
