@@ -156,7 +156,7 @@ class _Builder:
         """What the tier finds out beyond its answer: as the config says, and what its policy reads for nothing."""
         names: list[str] = list(settings.signals)
         fitted = policy.tiers.get(settings.name or settings.model) if policy else None
-        free = ("span_", "answer_", "query_")
+        free = ("span_", "choice_", "answer_", "query_")
         if not names and not (fitted and any(each.startswith(free) for each in fitted.signals)):
             return ()
         from nearfar.router.free_probes import SimilarQueries
