@@ -11,7 +11,7 @@ from typing import Any
 from jsonschema.exceptions import ValidationError, best_match
 from referencing.exceptions import Unresolvable
 
-from nearfar.models.json_schema_grammar import SchemaRefused, schema_validator
+from nearfar.models.json_schema import SchemaRefused, schema_validator
 from nearfar.models.tool_prompt import arguments_grammar
 from nearfar.types import ToolCall, ToolSpec
 

@@ -20,7 +20,8 @@ from nearfar.types import Message, NamedTool, Query, ResponseFormat, ToolCall, T
 
 from . import gbnf, grammar
 from .grammar import ANY, Chars, Node, Repeated, Text, accepts, completed, ranges_of, sequence, without
-from .json_schema_grammar import SchemaGrammar, SchemaRefused, schema_grammar
+from .json_schema import SchemaRefused
+from .json_schema_grammar import SchemaGrammar, schema_grammar
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"

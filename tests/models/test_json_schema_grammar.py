@@ -16,7 +16,8 @@ from jsonschema.exceptions import SchemaError
 
 from nearfar.models import gbnf as notation
 from nearfar.models.grammar import accepts, completed, gbnf, sampled
-from nearfar.models.json_schema_grammar import SchemaRefused, schema_grammar, schema_validator
+from nearfar.models.json_schema import SchemaRefused, schema_validator
+from nearfar.models.json_schema_grammar import schema_grammar
 from nearfar.models.text_grammar import searcher
 
 
@@ -206,6 +207,7 @@ def test_what_does_not_fit_is_not(schema: dict[str, Any], outside: list[str]) ->
         ({"enum": [1, 2], "type": "string"}, "none of the listed"),
         ({"$ref": "https://example.org/schema"}, "another document"),
         ({"$ref": "#/$defs/gone"}, "not there"),
+        ({"$ref": "#/$defs/gone", "enum": [1]}, "not there"),
         ({"$dynamicRef": "#x"}, "dynamicRef"),
         ({"type": "array", "minItems": 2, "uniqueItems": True, "items": {"type": "string"}}, "all differ"),
         ({"type": "array", "contains": {}, "maxContains": 1}, "maxContains"),
