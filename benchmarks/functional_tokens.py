@@ -4,14 +4,17 @@
     python benchmarks/functional_tokens.py minilm [--out DIR]                          needs the [minilm] extra
     python benchmarks/functional_tokens.py collect zero-shot|trained [--out DIR] [--limit N] [--seconds S]
     python benchmarks/functional_tokens.py latency [--out DIR]
-    python benchmarks/functional_tokens.py agree zero-shot|trained --url URL --served NAME --limit N [--out DIR]
+    python benchmarks/functional_tokens.py agree zero-shot|trained --url URL --served NAME --dtype D [--limit N]
     python benchmarks/functional_tokens.py report [--out DIR]
 
 The 14 task families of `llmrouter_example` are the workers. A fifth of the queries, by a hash of their text, is held
 back: nothing is fitted on it. Another tenth sets the calibration and stops nothing. `train` fits the adapter, `collect`
 asks llama.cpp for the distribution of every query of the two parts and can be stopped and run again, `agree` asks a
-server of the same weights (vLLM: the checkpoint dequantized, the adapter's folder `peft`), `report` reads what is in
-DIR, adds the dull baselines and writes results/functional_tokens.json.
+vLLM of the same weights for those that `collect` came to, `report` reads what is in DIR, adds the dull baselines and
+writes results/functional_tokens.json. vLLM's checkpoint is the GGUF dequantized, as tests/support/make_checkpoint.py
+writes it, and its adapter the folder `peft` beside adapter.gguf:
+    vllm serve CHECKPOINT --served-model-name smollm2 --dtype float32 --enforce-eager --no-enable-chunked-prefill \
+        --max-model-len 1024 --enable-lora --max-lora-rank 16 --lora-modules router=DIR/adapter/peft
 The data folder is $NEARFAR_DATA unless told; where it is missing nothing runs.
 """
 
@@ -25,6 +28,7 @@ import os
 import re
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -219,32 +223,55 @@ async def latency(out: Path) -> None:
     (out / "latency.json").write_text(json.dumps({"load_average": os.getloadavg()[0], "rows": rows}))
 
 
-async def agree(kind: Kind, out: Path, url: str, served: str, limit: int) -> None:
-    """Compares a server's distributions with those that llama.cpp gave, query by query."""
+async def agree(kind: Kind, out: Path, url: str, served: str, dtype: str, limit: int | None) -> None:
+    """Compares a vLLM's distributions with those that llama.cpp gave, query by query, and each with its calibration."""
     from nearfar.models.openai_wire import OpenAIWireModel
 
     wire = OpenAIWireModel(name="served", url=url, model=served, placement="near", supports_grammar=True)
-    chooser = FunctionalTokens(wire, graph(), style="trained" if kind == "trained" else "described")
+    workers = graph()
+    chooser = FunctionalTokens(wire, workers, style="trained" if kind == "trained" else "described")
     await chooser.check()
-    kept, texts = rows_of(kind, out), {each.id: each.text for each in items()}
-    distances, same, unknown = [], [], 0
-    for identity in [each for each in kept if each in texts][:limit]:
-        found, _ = await chooser.logprobs(texts[identity])
-        ours, theirs = distribution(LabelLogprobs(kept[identity]["logprobs"])), distribution(found)
-        unknown += len(found.unknown)
-        same.append(ours.best == theirs.best)
-        gaps = [abs(p - theirs.probabilities.get(label, 0.0)) for label, p in ours.probabilities.items()]
-        distances.append(sum(gaps) / 2)
+    kept = rows_of(kind, out)
+    held = [each for each in items() if each.part == "held_back" and each.id in kept]
+    ours, theirs = [], []
+    for each in held[:limit]:
+        theirs.append((await chooser.logprobs(each.text))[0])
+        ours.append(LabelLogprobs(kept[each.id]["logprobs"]))
     await wire.aclose()
-    found_facts = {
-        "n": len(same),
-        "same_worker": round(fmean(same), 4),
-        "total_variation_mean": round(fmean(distances), 4),
-        "total_variation_max": round(max(distances), 4),
-        "labels_not_shown": unknown,
-    }
-    (out / f"agree_{kind}.json").write_text(json.dumps(found_facts))
-    print(found_facts)
+    shares = [(distribution(a), distribution(b)) for a, b in zip(ours, theirs, strict=True)]
+    gaps = [total_variation(a, b) for a, b in shares]
+    right = [workers.by_name[each.worker].label for each in held[:limit]]
+    told = {
+        "n": len(gaps),
+        "server": f"vLLM {version_of(url)}, {dtype}",
+        "same_worker": round(fmean(a.best == b.best for a, b in shares), 4),
+        "accuracy": [round(fmean(each[i].best == label for each, label in zip(shares, right, strict=True)), 4)
+                     for i in (0, 1)],
+        "total_variation_mean": round(fmean(gaps), 4),
+        "total_variation_p95": round(float(np.quantile(gaps, 0.95)), 4),
+        "total_variation_max": round(max(gaps), 4),
+        "labels_not_shown": sum(len(each.unknown) for each in theirs),
+        # Of the worker that llama.cpp chose, where vLLM chose another: how sure it was.
+        "lead_where_different": sorted(
+            round(a.probabilities[a.best] - a.probabilities.get(b.best, 0.0), 4)
+            for a, b in shares if a.best and b.best and a.best != b.best
+        ),
+    }  # fmt: skip
+    (out / f"agree_{kind}_{dtype}.json").write_text(json.dumps(told))
+    print(told)
+
+
+def total_variation(one: Distribution, other: Distribution) -> float:
+    """Half the sum of the differences of all labels' probabilities, in [0, 1]."""
+    labels = {*one.probabilities, *other.probabilities}
+    return sum(abs(one.probabilities.get(each, 0.0) - other.probabilities.get(each, 0.0)) for each in labels) / 2
+
+
+def version_of(url: str) -> str:
+    """What the server says of itself."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/version", timeout=30) as reply:
+        told: dict[str, str] = json.load(reply)
+    return told["version"]
 
 
 async def timed(work: Awaitable[object]) -> float:
@@ -380,9 +407,7 @@ def report(out: Path) -> None:
         "cost": costs,
         "latency_median_s": timings,
         "agreement_with_vllm": {
-            kind: json.loads((out / f"agree_{kind}.json").read_text())
-            for kind in kept
-            if (out / f"agree_{kind}.json").exists()
+            path.stem.removeprefix("agree_"): json.loads(path.read_text()) for path in sorted(out.glob("agree_*.json"))
         },
         "adapter": {
             **(json.loads((adapter / "training.json").read_text()) if (adapter / "training.json").exists() else {}),
@@ -413,6 +438,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="collect: time of this call")
     parser.add_argument("--limit", type=int, default=None, help="collect, agree: queries")
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="agree: the server")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="agree: the server's")
     parser.add_argument("--served", default="smollm2", help="agree: what it calls the model or the adapter")
     options = parser.parse_args()
     match options.part:
@@ -425,7 +451,7 @@ def main() -> None:
         case "latency":
             asyncio.run(latency(options.out))
         case "agree":
-            asyncio.run(agree(options.kind, options.out, options.url, options.served, options.limit or 100))
+            asyncio.run(agree(options.kind, options.out, options.url, options.served, options.dtype, options.limit))
         case _:
             report(options.out)
 
