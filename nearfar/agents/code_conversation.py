@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from .code_border import Grants, TooManyCalls, fits, one_line, plain, shown
+from .code_border import Grants, TooLarge, TooManyCalls, fits, one_line, plain, shown
 from .processes import has_exited, kill
 from .types import CodeLimits, CodeResult
 
@@ -103,7 +103,10 @@ class Conversation:
                     return self._ended(error=one_line(error), limit=limit if limit in _TOLD else None)
                 case {"done": dict(done)}:
                     self.is_over = True
-                    value = done.get("value")
+                    try:
+                        value = plain(done.get("value"))  # a forged one may hold NaN, which is no JSON
+                    except TooLarge:
+                        return self._too_much()
                     return self._ended(value=value) if fits(value, self._limits) else self._too_much()
                 case None:
                     return self._ended(error=await self._death())

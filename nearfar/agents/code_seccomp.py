@@ -1,7 +1,8 @@
-"""Which system calls the code in bubblewrap may not make: those that make namespaces, mounts and memory out of nothing.
+"""Which system calls the code in bubblewrap may not make: those that make namespaces, mounts, sockets and memory.
 
 Without it, code may make a user namespace of its own, mount a tmpfs there and fill the machine's memory past every
-limit of its process; memfd and System V shared memory do the same.
+limit of its process; memfd, System V shared memory, attributes of files and pipes sent over a socket do the same. And
+no namespace parts sockets to a virtual machine's host (AF_VSOCK), which a connection reaches past all of them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,26 @@ _DENIED: Final = {
     "fsopen": (430, 430),
     "fsmount": (432, 432),
     "mount_setattr": (442, 442),
+    "socket": (41, 198),
+    "sendmsg": (46, 211),  # descriptors in flight count for nobody
+    "sendmmsg": (307, 269),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
     "semget": (64, 190),
+    "mq_open": (240, 180),
     "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "fanotify_init": (300, 262),
+    "open_by_handle_at": (304, 265),
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),

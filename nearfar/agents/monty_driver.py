@@ -39,6 +39,7 @@ _MAX_BYTES: Final = 2 * 2**30
 _LIMITS: Final[Mapping[str, str]] = {
     "feed time limit exceeded": "time",
     "memory limit exceeded": "memory",
+    "the worker exceeded its memory limit": "memory",
     "maximum recursion depth exceeded": "recursion",
     "suspension limit": "calls",
 }

@@ -9,6 +9,7 @@ A case that succeeds leaves a trace: it prints the secret or ESCAPED, touches th
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -59,6 +60,10 @@ class Bait:
         told = f"{result.value!r} {result.output} {result.error}"
         found = [word for word in (SECRET, "ESCAPED") if word in told]
         found += self.visits
+        try:
+            json.dumps(result.value, allow_nan=False)
+        except ValueError:
+            found.append("a value that JSON has not")
         if sorted(each.name for each in self.folder.iterdir()) != ["secret.txt"]:
             found.append("the folder changed")
         if (self.folder / "secret.txt").read_text() != SECRET:
@@ -142,6 +147,8 @@ ATTACKS = [
     ),
     Attack("file", "chroot", "import os\nos.mkdir('/tmp/c')\nos.chroot('/tmp/c')\nprint('ESCAPED')"),
     Attack("file", "device", "import os\nos.mknod('/tmp/d', 0o60600, os.makedev(259, 0))\nprint('ESCAPED')"),
+    Attack("file", "wide letters", "print(ｏｐｅｎ('@SECRET_FILE@').read())"),
+    Attack("file", "hidden by an encoding", "# -*- coding: utf-7 -*-\nprint(+AG8AcABlAG4-('@SECRET_FILE@').read())"),
     # --- network
     Attack(
         "network", "tcp", "import socket\ns = socket.create_connection(('127.0.0.1', @PORT@), 1)\nprint(s.recv(99))"
@@ -181,6 +188,19 @@ ATTACKS = [
     ),
     Attack(
         "network", "name", "import socket\nprint('ESCAPED' if socket.gethostbyname('localhost.localdomain') else '')"
+    ),
+    Attack(
+        "network",
+        "the virtual machine's host",
+        "import socket\ns = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)\nprint('ESCAPED')\ns.connect((2, 1024))",
+    ),
+    Attack(
+        "network", "the kernel", "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW)\nprint('ESCAPED')"
+    ),
+    Attack(
+        "network",
+        "through libc",
+        "import ctypes\nif ctypes.CDLL(None).syscall(41, 1, 1, 0) >= 0: print('ESCAPED')",
     ),
     # --- processes
     Attack("process", "fork", "import os\nif os.fork() == 0: os._exit(0)\nprint('ESCAPED')"),
@@ -225,6 +245,24 @@ ATTACKS = [
         "raise limits",
         "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (9, 9))\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nprint('ESCAPED')",
     ),
+    Attack(
+        "process",
+        "clone into a namespace",
+        "import ctypes\nc = ctypes.CDLL(None)\nr = c.syscall(56, 0x10000011, 0, 0, 0, 0)\nif r == 0: c._exit(0)\nif r > 0: print('ESCAPED')",
+    ),
+    Attack(
+        "process",
+        "clone3",
+        "import ctypes, struct\nc = ctypes.CDLL(None)\nr = c.syscall(435, struct.pack('=8Q', 1 << 28, 0, 0, 0, 17, 0, 0, 0), 64)\nif r == 0: c._exit(0)\nif r > 0: print('ESCAPED')",
+    ),
+    Attack(
+        "process",
+        "the reaper's memory",
+        "import ctypes\nb = ctypes.create_string_buffer(64)\nv = (ctypes.c_void_p * 2)(ctypes.addressof(b), 1)\n"
+        "if ctypes.CDLL(None).syscall(310, 1, v, 1, v, 1, 0) >= 0: print('ESCAPED')",
+    ),
+    Attack("process", "stop itself", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nwhile True: pass", True),
+    Attack("process", "kill the reaper", "import os\nos.kill(1, 15)\nos.kill(1, 9)"),
     Attack("process", "crash", "import ctypes\nctypes.string_at(0)"),
     Attack("process", "exit", "import os\nos._exit(0)"),
     # --- memory
@@ -281,6 +319,22 @@ ATTACKS = [
         "System V",
         "import ctypes\nif ctypes.CDLL(None).shmget(0, 10**8, 0o1600) >= 0: print('ESCAPED')",
     ),
+    Attack(
+        "memory",
+        "attributes of a file",
+        "import os\nopen('/tmp/f', 'w')\nfor i in range(1000): os.setxattr('/tmp/f', f'user.{i}', b'a' * 60_000)\nprint('ESCAPED')",
+        True,
+    ),
+    Attack(
+        "memory",
+        "pipes in flight",
+        "import array, fcntl, os, socket\na, b = socket.socketpair()\nfor _ in range(33):\n    r, w = os.pipe()\n"
+        "    fcntl.fcntl(w, 1031, 1 << 20)\n    os.write(w, b'a' * (1 << 20))\n"
+        "    a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [r]))])\n    os.close(r)\n    os.close(w)\nprint('ESCAPED')",
+        True,
+    ),
+    Attack("memory", "join what is made", "x = ','.join(map(str, range(10**9)))", True),
+    Attack("memory", "capitals", "x = 'ß' * 10**7\nwhile True: x += x.upper()", True),
     # --- time
     Attack("time", "loop", "while True: pass", True),
     Attack(
@@ -302,6 +356,12 @@ ATTACKS = [
         "import signal\nfor s in (2, 14, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
         True,
     ),
+    Attack("time", "root", "import math\nwhile True: x = math.isqrt(10**400_000)", True),
+    Attack("time", "search", "x = 'a' * 10**6\nwhile True: x.count('a' * 300_000 + 'b')", True),
+    Attack("time", "equal hashes", "d = {}\nfor i in range(10**7): d[i * (2**61 - 1)] = 1", True),
+    Attack("time", "doubled classes", "x = int\nfor _ in range(60): x = (x, x)\nisinstance('a', x)", True),
+    Attack("time", "never finally", "while True:\n    try: raise SystemExit\n    finally: continue", True),
+    Attack("time", "a list that grows", "x = [1]\nfor i in x: x.append(i); x.pop(0)\nwhile True: pass", True),
     # --- classes
     Attack(
         "class walk", "subclasses", f"w = {_WALK}\nprint(w.__init__.__globals__['popen']('cat @SECRET_FILE@').read())"
@@ -352,6 +412,7 @@ ATTACKS = [
     Attack("import", "the host's packages", "import nearfar\nprint('ESCAPED')"),
     Attack("import", "third-party", "import pydantic\nprint('ESCAPED')"),
     Attack("import", "libc", "import ctypes\nctypes.CDLL(None).system(b'touch @FOLDER@/x')"),
+    Attack("import", "wide letters", "__ｉｍｐｏｒｔ__('os').system('touch @FOLDER@/x')"),
     # --- output
     Attack("output", "many lines", "while True: print('a' * 80)", True),
     Attack("output", "one line", "print('a' * 10**7)", True),
@@ -388,6 +449,26 @@ ATTACKS = [
         "forged nonsense",
         "import os\nfor i in range(3, 30):\n    try: os.write(i, b'[' * 10**5 + b'\\n')\n    except OSError: pass",
     ),
+    Attack(
+        "border",
+        "forged no number",
+        'import os\nfor i in range(3, 30):\n    try: os.write(i, b\'{"done": {"value": [NaN, 1e999, -Infinity]}}\\n\')\n    except OSError: pass',
+    ),
+    Attack(
+        "border",
+        "half a message",
+        "import os\nfor i in range(3, 30):\n    try: os.write(i, b'{\"output\":')\n    except OSError: pass\nwhile True: pass",
+        True,
+    ),
+    Attack(
+        "border",
+        "empty messages",
+        'import os\nwhile True:\n    for i in range(3, 9):\n        try: os.write(i, b\'{"output": ""}\\n\' * 1000)\n        except OSError: pass',
+        True,
+    ),
+    Attack("border", "many lambdas", "x = " + "lambda:" * 14_000 + "1", True),
+    Attack("border", "many branches", "if 0: pass\n" + "elif 0: pass\n" * 7_000, True),
+    Attack("border", "many comparisons", "1" + "<1" * 40_000),
     Attack("border", "not granted", "system('touch @FOLDER@/x')", True),
     Attack("border", "many calls", "while True: lookup('a')", True),
     Attack("border", "large call", "lookup('a' * 10**7)"),
