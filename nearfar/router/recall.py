@@ -29,7 +29,7 @@ from nearfar.types import (
 )
 
 from .cascade import Cascade
-from .run import Journal, new_decision_id
+from .trail import Journal, new_decision_id
 
 #: The tier that a decision names where a memory answered.
 MEMORY_TIER = "memory"

@@ -17,7 +17,7 @@ import pytest
 
 from nearfar.errors import RequestError
 from nearfar.router.decision_log import DECISIONS, SqliteDecisionLog, redact
-from nearfar.router.run import new_decision_id
+from nearfar.router.trail import new_decision_id
 from nearfar.store import Store
 from nearfar.types import Candidate, Decision, Departure, Message, Query, Step, Usage
 
