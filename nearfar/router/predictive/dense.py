@@ -19,7 +19,7 @@ _REACH = 5.0
 _FORM_WEIGHT = 0.1
 
 
-class _Features:
+class Features:
     """A query's vector: its form in standard deviations from its mean, lightly weighted, and its embedding as it is."""
 
     def __init__(self, embedder: Embedder | None) -> None:
@@ -74,7 +74,7 @@ class GainRidge:
         self.embedder = embedder
         self.is_embedding_based = embedder is not None
         self.penalty = penalty if penalty is not None else (3.0 if embedder is None else 20.0)
-        self._features = _Features(embedder)
+        self._features = Features(embedder)
         self._weights: Any = None
         self._intercept = 0.0
 
@@ -107,7 +107,7 @@ class GainRidge:
     def from_state(cls, state: Mapping[str, Any], embedder: Embedder | None) -> Self:
         """The router that `state` describes."""
         router = cls(embedder, penalty=state["penalty"])
-        router._features = _Features.from_state(state["features"], embedder)
+        router._features = Features.from_state(state["features"], embedder)
         router._weights, router._intercept = state["weights"], state["intercept"]
         return router
 
@@ -129,7 +129,7 @@ class TwoLogistic:
         self.embedder = embedder
         self.is_embedding_based = embedder is not None
         self.penalty = penalty if penalty is not None else (0.3 if embedder is None else 3.0)
-        self._features = _Features(embedder)
+        self._features = Features(embedder)
         self._weights: Any = None  # (2, features): weak, strong
         self._intercepts: Any = None
 
@@ -177,7 +177,7 @@ class TwoLogistic:
     def from_state(cls, state: Mapping[str, Any], embedder: Embedder | None) -> Self:
         """The router that `state` describes."""
         router = cls(embedder, penalty=state["penalty"])
-        router._features = _Features.from_state(state["features"], embedder)
+        router._features = Features.from_state(state["features"], embedder)
         router._weights, router._intercepts = state["weights"], state["intercepts"]
         return router
 

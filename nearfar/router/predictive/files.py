@@ -25,7 +25,7 @@ from .queries import RoutingExample
 from .trees import TreeEnsemble
 
 #: Version of the file format. Raise it for any change that an older nearfar would misread.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _ARRAY = 1  # MessagePack extension: an array in numpy's own format
 

@@ -11,34 +11,41 @@ from nearfar.errors import DataError
 from nearfar.types import Embedder
 
 from .blend import out_of_fold
-from .dense import GainRidge
+from .dense import Features
 from .fitting import MIN_EXAMPLES, gains, require_sklearn
+from .kernel import FormKernel
 from .ngrams import NgramRidge
-from .protocol import PredictiveRouter
 from .queries import RoutingExample, RoutingQuery, question_key
 
-#: Folds inside the training data in which the text's predictions are made.
+#: Folds inside the training data in which the words' predictions are made.
 _NUM_INNER_FOLDS = 4
 
 #: Points of the map from a signal to its rank.
 _NUM_KNOTS = 65
 
+#: What the text's parts count beside a signal's term of standard deviation 1: form and embedding as `Features` has
+#: them; predictions by words, and those learned from other tables, per standard deviation.
+_TEXT_WEIGHT, _WORDS_WEIGHT, _ALSO_WEIGHT = 0.7, 0.2, 0.2
+
 
 class Hybrid:
-    """Expected gain from the near answer's signals, what the text says of either model, and their products.
+    """Expected gain from the near answer's signals and from the text, whose weights move with the signals.
 
     Where the near answer is unsure, what counts is whether the strong model would do better, which the text tells;
-    where it is sure, the text counts little: hence the products. A signal is read as its rank among the training
-    answers, so that its units do not matter. The text's predictions are the qualities of the weak and of the strong
-    model, each by `NgramRidge` and by `GainRidge`, out of fold in training, and likewise those of `also`'s models.
+    where it is sure, the text counts little: hence ridge regression on both and on their products. A signal is read as
+    its rank among the training answers, so that its units do not matter. Of the text it takes the form, the embedding
+    where there is an embedder, what the words say of either model's quality (`NgramRidge`, out of fold in training),
+    and what words and form (`FormKernel`) say of the qualities of `also`'s models.
 
     Args:
         signals: names of the near answer's signals; a query may lack some of them.
-        embedder: of the text, for `GainRidge`; None: it reads the text's form alone.
+        embedder: of the text; None: it is not embedded.
         also: tables of other models' qualities on other queries, which tell what is hard; a question that the
             labelled queries have too is left out.
-        penalty: of the squared weights, for features of unit variance; from 30 to 300 all are as good on
-            `mmlu_llama3_cascade` (benchmarks/routing.py).
+        penalty: of the squared weights; 20 and 40 are as good on `mmlu_llama3_cascade`, in three draws of folds that
+            are not the published one (benchmarks/routing_attempts.py).
+
+    Source: Hastie and Tibshirani 1993, "Varying-coefficient models".
     """
 
     kind = "hybrid"
@@ -50,17 +57,18 @@ class Hybrid:
         embedder: Embedder | None = None,
         *,
         also: Sequence[Sequence[RoutingExample]] = (),
-        penalty: float = 100.0,
+        penalty: float = 40.0,
     ) -> None:
         self.signals = tuple(signals)
         self.also = tuple(also)
         self.is_embedding_based = embedder is not None
         self.penalty = penalty
-        self._embedder = embedder
-        self._texts: list[PredictiveRouter] = []
+        self._text = Features(embedder)
+        self._words: list[NgramRidge] = []
+        self._others: list[_Others] = []
         self._knots: Any = None  # (signals, knots), rising
-        self._means: Any = None
-        self._scales: Any = None
+        self._terms_scale: Any = None  # (2, terms of the signals): means, what counts 1
+        self._text_scale: Any = None  # (2, numbers of the text)
         self._weights: Any = None
         self._intercept = 0.0
 
@@ -72,55 +80,55 @@ class Hybrid:
 
         targets = gains(examples)
         self._knots = np.array([_knots(name, examples) for name in self.signals])
-        self._texts, predicted = [], []
-        for alone in _qualities(examples):
-            for router in self._pair():
-                predicted.append(out_of_fold(router, alone, _NUM_INNER_FOLDS, seed=1))
-                self._texts.append(router.fit(alone))
         asked = {question_key(each.text) for each in examples}
-        for table in self.also:
-            others = [each for each in table if question_key(each.text) not in asked]
-            if len(others) < MIN_EXAMPLES:
-                raise DataError(
-                    f"{len(others)} queries of another table are left without the labelled questions, and "
-                    f"{MIN_EXAMPLES} are needed. Leave that table out."
-                )
-            for alone in _qualities(others):
-                for router in self._pair():
-                    self._texts.append(router.fit(alone))
-                    predicted.append(router.predict(examples))
-        raw = self._raw(examples, predicted)
-        self._means, scales = raw.mean(axis=0), raw.std(axis=0)
-        scales[scales < 1e-9] = 1.0
-        self._scales = scales
-        ridge = Ridge(alpha=self.penalty).fit((raw - self._means) / scales, targets)
+        self._others = [
+            _Others().fit([each for each in table if question_key(each.text) not in asked]) for table in self.also
+        ]
+        qualities = _qualities(examples)
+        words = np.array([out_of_fold(NgramRidge(), alone, _NUM_INNER_FOLDS, seed=1) for alone in qualities]).T
+        self._words = [NgramRidge().fit(alone) for alone in qualities]
+        blocks = [self._text.fit(examples), words, *(each.predict(examples) for each in self._others)]
+        weights = [_TEXT_WEIGHT, _WORDS_WEIGHT, *(_ALSO_WEIGHT for _ in self._others)]
+        # Form and embedding have their scale; a prediction counts by its standard deviation.
+        spreads = [np.ones(blocks[0].shape[1]), *(_spread(block) for block in blocks[1:])]
+        text, (ranks, terms) = np.hstack(blocks), self._read(examples)
+        scales = np.concatenate([spread / weight for spread, weight in zip(spreads, weights, strict=True)])
+        self._text_scale = np.stack([text.mean(axis=0), scales])
+        self._terms_scale = np.stack([terms.mean(axis=0), _spread(terms)])
+        ridge = Ridge(alpha=self.penalty).fit(self._columns(text, ranks, terms), targets)
         self._weights, self._intercept = ridge.coef_, float(ridge.intercept_)
         return self
 
-    def _pair(self) -> tuple[PredictiveRouter, PredictiveRouter]:
-        return NgramRidge(), GainRidge(self._embedder)
-
     def predict(self, queries: Sequence[RoutingQuery]) -> list[float]:
         """Expected gain of each query."""
-        raw = self._raw(queries, [router.predict(queries) for router in self._texts])
-        found: list[float] = (((raw - self._means) / self._scales) @ self._weights + self._intercept).tolist()
-        return found
-
-    def _raw(self, queries: Sequence[RoutingQuery], predicted: Sequence[Sequence[float]]) -> Any:
         import numpy as np
 
-        texts = [np.array(column) for column in predicted]
-        columns: list[Any] = [*texts]
-        ranks = []
+        words = np.array([router.predict(queries) for router in self._words]).T
+        text = np.hstack([self._text.transform(queries), words, *(each.predict(queries) for each in self._others)])
+        found: list[float] = (self._columns(text, *self._read(queries)) @ self._weights + self._intercept).tolist()
+        return found
+
+    def _read(self, queries: Sequence[RoutingQuery]) -> tuple[Any, Any]:
+        """The signals' ranks in [-1, 1], 0 where one is missing, and the terms made of them."""
+        import numpy as np
+
+        ranks, terms = [], []
         levels = np.linspace(-1, 1, _NUM_KNOTS)
         for name, knots in zip(self.signals, self._knots, strict=True):
             read = np.array([query.signals.get(name, np.nan) for query in queries], np.float64)
             missing = ~np.isfinite(read)
             rank = np.where(missing, 0.0, np.interp(np.where(missing, 0.0, read), knots, levels))
             ranks.append(rank)
-            columns += [rank, rank**2, rank**3, missing.astype(np.float64), *(rank * text for text in texts)]
-        columns += [one * other for one, other in combinations(ranks, 2)]
-        return np.stack(columns, axis=1)
+            terms += [rank, rank**2, rank**3, missing.astype(np.float64)]
+        terms += [one * other for one, other in combinations(ranks, 2)]
+        return np.stack(ranks, axis=1), np.stack(terms, axis=1)
+
+    def _columns(self, text: Any, ranks: Any, terms: Any) -> Any:
+        import numpy as np
+
+        text = (text - self._text_scale[0]) / self._text_scale[1]
+        terms = (terms - self._terms_scale[0]) / self._terms_scale[1]
+        return np.hstack([terms, text, *(rank[:, None] * text for rank in ranks.T)])
 
     def state(self) -> dict[str, Any]:
         """Plain values that `from_state` takes."""
@@ -128,10 +136,12 @@ class Hybrid:
             "signals": list(self.signals),
             "embeds": self.is_embedding_based,
             "penalty": self.penalty,
-            "texts": [router.state() for router in self._texts],
+            "text": self._text.state(),
+            "words": [router.state() for router in self._words],
+            "others": [each.state() for each in self._others],
             "knots": self._knots,
-            "means": self._means,
-            "scales": self._scales,
+            "text_scale": self._text_scale,
+            "terms_scale": self._terms_scale,
             "weights": self._weights,
             "intercept": self._intercept,
         }
@@ -140,11 +150,64 @@ class Hybrid:
     def from_state(cls, state: Mapping[str, Any], embedder: Embedder | None) -> Self:
         """The router that `state` describes; to fit it anew it lacks `also`."""
         router = cls(state["signals"], embedder, penalty=state["penalty"])
-        for words, form in zip(state["texts"][::2], state["texts"][1::2], strict=True):
-            router._texts += [NgramRidge.from_state(words), GainRidge.from_state(form, embedder)]
-        router._knots, router._means, router._scales = state["knots"], state["means"], state["scales"]
-        router._weights, router._intercept = state["weights"], state["intercept"]
+        router._text = Features.from_state(state["text"], embedder)
+        router._words = [NgramRidge.from_state(each) for each in state["words"]]
+        router._others = [_Others.from_state(each) for each in state["others"]]
+        router._knots, router._text_scale = state["knots"], state["text_scale"]
+        router._terms_scale, router._weights = state["terms_scale"], state["weights"]
+        router._intercept = state["intercept"]
         return router
+
+
+class _Others:
+    """What another table's outcomes say of a text: the qualities of its models, by words and by form."""
+
+    def __init__(self) -> None:
+        self._words: list[NgramRidge] = []
+        self._form = FormKernel()
+
+    def fit(self, examples: Sequence[RoutingExample]) -> Self:
+        """Learns from the table's queries.
+
+        Raises:
+            DataError: too few of them, or its models' qualities are all the same.
+        """
+        if len(examples) < MIN_EXAMPLES:
+            raise DataError(
+                f"{len(examples)} queries of another table are left without the labelled questions, and "
+                f"{MIN_EXAMPLES} are needed. Leave that table out."
+            )
+        qualities = _qualities(examples)
+        if not qualities:
+            raise DataError("The models of another table did equally well on all its queries. Leave that table out.")
+        self._words = [NgramRidge().fit(alone) for alone in qualities]
+        self._form.fit(examples, [[alone[i].strong for alone in qualities] for i in range(len(examples))])
+        return self
+
+    def predict(self, queries: Sequence[RoutingQuery]) -> Any:
+        """Shape (queries, numbers)."""
+        import numpy as np
+
+        return np.column_stack([*(router.predict(queries) for router in self._words), self._form.predict(queries)])
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that `from_state` takes."""
+        return {"words": [router.state() for router in self._words], "form": self._form.state()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """What `state` describes."""
+        others = cls()
+        others._words = [NgramRidge.from_state(each) for each in state["words"]]
+        others._form = FormKernel.from_state(state["form"])
+        return others
+
+
+def _spread(columns: Any) -> Any:
+    """Each column's standard deviation; 1 where all its numbers are the same."""
+    found = columns.std(axis=0)
+    found[found < 1e-9] = 1.0
+    return found
 
 
 def _qualities(examples: Sequence[RoutingExample]) -> list[list[RoutingExample]]:
