@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "agents-measured.md"
-RESULTS = ROOT / "benchmarks" / "results"
+from measured_pages import measured, share, signed
 
 _KINDS = {
     "gold": "gold answers as text",
@@ -39,15 +36,7 @@ _DEVICES = {"cpu": "one CPU core, shared", "cuda": "one GPU"}
 
 def agent_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the results have them; a table without results stays as it is."""
-    text = PAGE.read_text()
-    for name, table in _TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            before, rest = text.split(f"<!-- begin: {name} -->", 1)
-            after = rest.split("<!-- end -->", 1)[1]
-            made = table(json.loads(path.read_text()))
-            text = f"{before}<!-- begin: {name} -->\n{made}\n<!-- end -->{after}"
-    yield PAGE, text
+    yield measured("agents-measured.md", *((f"begin: {name}", name, table) for name, table in _TABLES.items()))
 
 
 def _bfcl(results: Mapping[str, Any]) -> str:
@@ -56,7 +45,7 @@ def _bfcl(results: Mapping[str, Any]) -> str:
     heads += ["structured, trained caller"] if trained["categories"] else []
 
     def row(found: Mapping[str, Any], beside: Mapping[str, Any] | None) -> str:
-        cells = [_interval(found[name]) for name in ("plain", "plain_strict", "structured")]
+        cells = [share(found[name]) for name in ("plain", "plain_strict", "structured")]
         if trained["categories"]:
             cells.append(_beside(beside, found.get("n", results["n"])))
         return " | ".join(cells)
@@ -69,8 +58,8 @@ def _bfcl(results: Mapping[str, Any]) -> str:
     ]
     for category, found in results["categories"].items():
         cells = row(found, trained["categories"].get(category))
-        lines.append(f"| `{category}` | {found['n']} | {cells} | {_signed(found['difference'])} |")
-    cells, difference = row(results["macro_ast"], trained.get("macro_ast")), _signed(results["macro_ast_difference"])
+        lines.append(f"| `{category}` | {found['n']} | {cells} | {signed(found['difference'])} |")
+    cells, difference = row(results["macro_ast"], trained.get("macro_ast")), signed(results["macro_ast_difference"])
     lines.append(f"| **macro average over the AST categories** | | {cells} | **{difference}** |")
     plain, small = results["cost"]["plain"], results["cost"]["structured"]
     plain_cost, small_cost = (
@@ -81,7 +70,7 @@ def _bfcl(results: Mapping[str, Any]) -> str:
         f"Tokens per item, prompt and answer: {plain_cost} with the plain prompt, {small_cost} in small steps.",
     ]
     if "macro_ast" in trained:
-        gain, n = _signed(trained["macro_ast"]["difference"]), trained["macro_ast"]["n"]
+        gain, n = signed(trained["macro_ast"]["difference"]), trained["macro_ast"]["n"]
         lines.append(f"The caller's adapter changes the macro average by {gain}, on the same {n} items.")
     return "\n".join(lines)
 
@@ -89,14 +78,14 @@ def _bfcl(results: Mapping[str, Any]) -> str:
 def _beside(found: Mapping[str, Any] | None, n: int) -> str:
     if found is None:
         return "–"
-    return _interval(found["adapters"]) + ("" if found["n"] == n else f", n = {found['n']}")
+    return share(found["adapters"]) + ("" if found["n"] == n else f", n = {found['n']}")
 
 
 def _training(results: Mapping[str, Any]) -> str:
     trained, toolalpaca, bfcl = results["trained"], results["toolalpaca"], results["bfcl"]
 
     def row(label: str, n: int, found: Mapping[str, Any]) -> str:
-        cells = (_interval(found["base"]), _interval(found["adapters"]), _signed(found["difference"]))
+        cells = (share(found["base"]), share(found["adapters"]), signed(found["difference"]))
         return f"| {label} | {n} | {' | '.join(cells)} |"
 
     lines = ["| | n | the model as it is | with its roles' adapters | difference |", "|---|---:|---|---|---|"]
@@ -146,19 +135,9 @@ def _roles(results: Mapping[str, Any]) -> str:
     ]
     for name, label in _SETS.items():
         found = results["sets"][name]
-        cells = [_interval(found[key]) for key in ("accuracy", "auroc", "escalated_least_sure", "escalated_random")]
-        lines.append(f"| {label} | {found['n']} | {' | '.join(cells)} | {_signed(found['gain_over_random'])} |")
+        cells = [share(found[key]) for key in ("accuracy", "auroc", "escalated_least_sure", "escalated_random")]
+        lines.append(f"| {label} | {found['n']} | {' | '.join(cells)} | {signed(found['gain_over_random'])} |")
     return "\n".join(lines)
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['value']:.2f} ({low:.2f} – {high:.2f})"
-
-
-def _signed(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['value']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {

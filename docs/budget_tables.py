@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "agents-budget.md"
-RESULT = ROOT / "benchmarks" / "results" / "agent_budget.json"
+from measured_pages import measured, share, signed
 
 _PLANNERS = {"smollm2": "SmolLM2", "rules": "rules, no model", "scripted": "scripted, 89 % right"}
 
 
 def budget_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the result has them; without a result it stays as it is."""
-    text = PAGE.read_text()
-    if RESULT.exists():
-        results = json.loads(RESULT.read_text())
-        for name, table in (("grid", _grid(results)), ("search", _search(results)), ("draws", _draws(results))):
-            before, rest = text.split(f"<!-- begin: {name} -->", 1)
-            after = rest.split("<!-- end -->", 1)[1]
-            text = f"{before}<!-- begin: {name} -->\n{table}\n<!-- end -->{after}"
-    yield PAGE, text
+    yield measured(
+        "agents-budget.md",
+        ("begin: grid", "agent_budget", _grid),
+        ("begin: search", "agent_budget", _search),
+        ("begin: draws", "agent_budget", _draws),
+    )
 
 
 def _grid(results: Mapping[str, Any]) -> str:
@@ -36,7 +31,7 @@ def _grid(results: Mapping[str, Any]) -> str:
     for name, cell in results["cells"].items():
         planner, draws, caller = _parts(name)
         lines.append(
-            f"| {planner} | {draws} | {caller} | {_share(cell['plan_accuracy'])} | {_share(cell['accuracy'])}"
+            f"| {planner} | {draws} | {caller} | {share(cell['plan_accuracy'])} | {share(cell['accuracy'])}"
             f" | {cell['tokens']:,.0f} |"
         )
     return "\n".join(lines)
@@ -50,17 +45,17 @@ def _search(results: Mapping[str, Any]) -> str:
     for family, found in results["search"].items():
         for entry in found:
             planner, draws, caller = _parts(entry["cell"])
-            gain = _signed(entry["gain_over_even_shares"]) if "gain_over_even_shares" in entry else "—"
+            gain = signed(entry["gain_over_even_shares"]) if "gain_over_even_shares" in entry else "—"
             lines.append(
                 f"| {family.replace('smollm2', 'SmolLM2')} | {entry['budget']:,.0f} | {planner}, {draws}, {caller}"
-                f" | {_share(entry['accuracy_held_out'])} | {gain} |"
+                f" | {share(entry['accuracy_held_out'])} | {gain} |"
             )
     return "\n".join(lines)
 
 
 def _draws(results: Mapping[str, Any]) -> str:
     rows = [
-        f"| {_told(each['against'])} | {_told(each['cell'])} | {_signed(each['gain'])} |"
+        f"| {_told(each['against'])} | {_told(each['cell'])} | {signed(each['gain'])} |"
         for each in results["more_draws"]
     ]
     return "\n".join(["| from | to | call right |", "|---|---|---|", *rows])
@@ -76,13 +71,3 @@ def _parts(name: str) -> tuple[str, str, str]:
     first, second = name.split(", ")
     planner, draws = first.split(" x ")
     return _PLANNERS[planner], draws, second.removeprefix("caller x ")
-
-
-def _share(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['value']:.2f} ({low:.2f} – {high:.2f})"
-
-
-def _signed(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['value']:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "calls.md"
-RESULT = ROOT / "benchmarks" / "results" / "constrained_calls.json"
-BEGIN, END = "<!-- measured: calls -->", "<!-- end of measured -->"
+from measured_pages import measured
 
 _KINDS = {"bfcl": "BFCL's functions", "fuzzed": "fuzzed schemas", "200 tools": "200 tools at once", "all": "all"}
 
 
 def call_documents() -> Iterator[tuple[Path, str]]:
     """The page with its table as the result has it; without a result it stays as it is."""
-    text = PAGE.read_text()
-    if RESULT.exists():
-        before, rest = text.split(BEGIN, 1)
-        after = rest.split(END, 1)[1]
-        text = f"{before}{BEGIN}\n{_table(json.loads(RESULT.read_text()))}\n{END}{after}"
-    yield PAGE, text
+    yield measured("calls.md", ("measured: calls", "constrained_calls", _table))
 
 
 def _table(result: Mapping[str, Any]) -> str:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "capacity.md"
-RESULTS = ROOT / "benchmarks" / "results" / "capacity.json"
-BEGIN, END = "<!-- begin: capacity -->", "<!-- end: capacity -->"
+from measured_pages import measured
 
 
 def capacity_documents() -> Iterator[tuple[Path, str]]:
     """The page with its table as the results have it."""
-    before, rest = PAGE.read_text().split(BEGIN, 1)
-    yield PAGE, f"{before}{BEGIN}\n{_table(json.loads(RESULTS.read_text()))}\n{END}{rest.split(END, 1)[1]}"
+    yield measured("capacity.md", ("begin: capacity", "capacity", _table))
 
 
 def _table(results: dict[str, Any]) -> str:

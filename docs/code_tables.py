@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-MARKS = {
-    "sandbox": ("<!-- measured: sandboxes -->", "<!-- end of sandboxes -->"),
-    "craft": ("<!-- measured: crafted tools -->", "<!-- end of crafted tools -->"),
-}
+from measured_pages import measured
 
 
 def code_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the results have them."""
-    path = ROOT / "docs" / "code.md"
-    text = path.read_text()
-    for name, write in (("sandbox", _sandbox), ("craft", _craft)):
-        begin, end = MARKS[name]
-        result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        before, rest = text.split(begin, 1)
-        text = f"{before}{begin}\n{write(result)}\n{end}{rest.split(end, 1)[1]}"
-    yield path, text
+    yield measured(
+        "code.md", ("measured: sandboxes", "sandbox", _sandbox), ("measured: crafted tools", "craft", _craft)
+    )
 
 
 def _sandbox(result: dict[str, Any]) -> str:

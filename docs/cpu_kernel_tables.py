@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- measured: CPU, {} -->", "<!-- end of measured: CPU, {} -->"
+from measured_pages import DOCS, has_result, measured, result
 
 
 def cpu_kernel_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the results have them."""
-    path = ROOT / "docs" / "kernels.md"
-    page = path.read_text()
-    for name, table in (
-        ("cpu_nested_gemm", _products),
-        ("cpu_nested_tokens", _tokens),
-        ("cpu_int8_activations", _activations),
-        ("self_speculation", _speculation),
-    ):
-        result = RESULTS / f"{name}.json"
-        if result.exists():
-            begin, end = BEGIN.format(name), END.format(name)
-            before, rest = page.split(begin, 1)
-            page = f"{before}{begin}\n{table(json.loads(result.read_text()))}\n{end}{rest.split(end, 1)[1]}"
-    yield path, page
-    timed = RESULTS / "cpu_nested_gemm.json"
-    if timed.exists():
-        yield ROOT / "docs" / "cpu-roofline.svg", _roofline(json.loads(timed.read_text()))
+    tables = {
+        "cpu_nested_gemm": _products,
+        "cpu_nested_tokens": _tokens,
+        "cpu_int8_activations": _activations,
+        "self_speculation": _speculation,
+    }
+    yield measured("kernels.md", *((f"measured: CPU, {name}", name, table) for name, table in tables.items()))
+    if has_result("cpu_nested_gemm"):
+        yield DOCS / "cpu-roofline.svg", _roofline(result("cpu_nested_gemm"))
 
 
 def _roofline(result: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -26,6 +25,7 @@ from code_tables import code_documents
 from cpu_kernel_tables import cpu_kernel_documents
 from gpu_kernel_tables import gpu_kernel_documents
 from guarantee_tables import guarantee_documents
+from measured_pages import DOCS, ROOT, filled, has_result, result
 from quantization_tables import quantization_documents
 from retrieval_tables import retrieval_documents
 from routing_tables import routing_documents
@@ -35,10 +35,8 @@ from typer.models import ArgumentInfo, ParameterInfo
 
 from nearfar.cli.app import app
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-BEGIN, END = "<!-- measured: written by docs/generate.py -->", "<!-- end of measured -->"
+#: What the README's table stands behind.
+MARK = "measured: written by docs/generate.py"
 
 
 def main() -> int:
@@ -61,7 +59,7 @@ def main() -> int:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Each generated document with its text."""
-    yield ROOT / "docs" / "cli.md", cli_reference()
+    yield DOCS / "cli.md", cli_reference()
     yield from gpu_kernel_documents()
     yield from guarantee_documents()
     yield from agent_documents()
@@ -76,14 +74,9 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield from signal_documents()
     yield from token_documents()
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    if BEGIN in text:
-        before, rest = text.split(BEGIN, 1)
-        after = rest.split(END, 1)[1]
-        yield readme, f"{before}{BEGIN}\n{measured()}\n{END}{after}"
-    index = ROOT / "docs" / "index.md"
+    yield readme, filled(readme.read_text(), MARK, measured())
     yield (
-        index,
+        DOCS / "index.md",
         readme.read_text()
         .replace("](docs/", "](")
         .replace("](benchmarks/", "](https://github.com/nearfar/nearfar/blob/main/benchmarks/"),
@@ -159,18 +152,17 @@ def measured() -> str:
     """The README's table, from the committed results."""
     lines = ["| what | measured | conditions |", "|---|---|---|"]
     for name, rows in (
-        ("routing_predictive_routellm_mmlu.json", _predictive_rows),
-        ("routing_cascade_mmlu_llama3_cascade.json", _cascade_rows),
-        ("guarantees_500.json", _guarantee_rows),
-        ("cpu_nested_gemm.json", _kernel_rows),
-        ("main.json", _main_rows),
-        ("gateway.json", _gateway_rows),
-        ("startup.json", _startup_rows),
-        ("batch.json", _batch_rows),
+        ("routing_predictive_routellm_mmlu", _predictive_rows),
+        ("routing_cascade_mmlu_llama3_cascade", _cascade_rows),
+        ("guarantees_500", _guarantee_rows),
+        ("cpu_nested_gemm", _kernel_rows),
+        ("main", _main_rows),
+        ("gateway", _gateway_rows),
+        ("startup", _startup_rows),
+        ("batch", _batch_rows),
     ):
-        path = RESULTS / name
-        if path.exists():
-            lines += [f"| {' | '.join(row)} |" for row in rows(json.loads(path.read_text()))]
+        if has_result(name):
+            lines += [f"| {' | '.join(row)} |" for row in rows(result(name))]
     return "\n".join(lines)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "gpu_instructions.json"
-PAGE = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- counted: GPU kernels -->", "<!-- end of counted -->"
+from measured_pages import DOCS, has_result, measured, result
 
 #: Bytes a second of a copy, counting what is read and written; assumed until the benchmark has run on a GPU.
 COPY = {"H100": 3.0e12, "H200": 4.3e12}
@@ -25,13 +21,11 @@ WIDTHS = tuple(PROTOTYPE)
 
 def gpu_kernel_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables, and the pictures beside it."""
-    if not RESULT.exists():
-        return
-    result = json.loads(RESULT.read_text())
-    before, rest = PAGE.read_text().split(BEGIN, 1)
-    yield PAGE, f"{before}{BEGIN}\n{_tables(result)}\n{END}{rest.split(END, 1)[1]}"
-    yield ROOT / "docs" / "gpu-issue.svg", _issue_picture(result)
-    yield ROOT / "docs" / "gpu-roofline.svg", _roofline_picture(result)
+    yield measured("kernels.md", ("counted: GPU kernels", "gpu_instructions", _tables))
+    if has_result("gpu_instructions"):
+        counts = result("gpu_instructions")
+        yield DOCS / "gpu-issue.svg", _issue_picture(counts)
+        yield DOCS / "gpu-roofline.svg", _roofline_picture(counts)
 
 
 def read_bytes(width: int) -> float:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "guarantees.md"
+from measured_pages import measured
 
 
 def guarantee_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the results have them; a table without results stays as it is."""
-    text = PAGE.read_text()
-    makers: dict[str, Callable[[dict[str, Any]], str]] = {
-        "guarantees": _guarantees,
-        "drift": _drift,
-        "off-policy": _off_policy,
-    }
-    for name, make in makers.items():
-        results = ROOT / "benchmarks" / "results" / f"{name.replace('-', '_')}.json"
-        if results.exists():
-            begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-            before, rest = text.split(begin, 1)
-            after = rest.split(end, 1)[1]
-            text = f"{before}{begin}\n{make(json.loads(results.read_text()))}\n{end}{after}"
-    yield PAGE, text
+    yield measured(
+        "guarantees.md",
+        ("begin: guarantees", "guarantees", _guarantees),
+        ("begin: drift", "drift", _drift),
+        ("begin: off-policy", "off_policy", _off_policy),
+    )
 
 
 def _guarantees(results: dict[str, Any]) -> str:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- measured: nested weights -->", "<!-- end of measured -->"
+from measured_pages import DOCS, filled, has_result, result
 
 
 def quantization_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the results have them."""
-    path = ROOT / "docs" / "quantization.md"
-    before, rest = path.read_text().split(BEGIN, 1)
-    parts = [
-        make(json.loads((RESULTS / f"{name}.json").read_text()))
-        for name, make in (
-            ("quantization", _quality),
-            ("cpu_int8_activations", _activations),
-            ("nested_serving", _serving),
-        )
-        if (RESULTS / f"{name}.json").exists()
-    ]
-    yield path, f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{rest.split(END, 1)[1]}"
+    path = DOCS / "quantization.md"
+    tables = {"quantization": _quality, "cpu_int8_activations": _activations, "nested_serving": _serving}
+    made = [table(result(name)) for name, table in tables.items() if has_result(name)]
+    yield path, filled(path.read_text(), "measured: nested weights", "\n\n".join(made))
 
 
 def _quality(result: dict[str, Any]) -> str:

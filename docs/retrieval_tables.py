@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- measured: {} -->", "<!-- end of measured -->"
+from measured_pages import DOCS, filled, result
 
 
 def retrieval_documents() -> Iterator[tuple[Path, str]]:
     """The pages with their tables as the result has them."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "retrieval.json").read_text())
-    result["scale"] = json.loads((ROOT / "benchmarks" / "results" / "retrieval_scale.json").read_text())
-    result["compression"]["untouched"] = result.get("untouched")
+    found = result("retrieval") | {"scale": result("retrieval_scale")}
+    found["compression"]["untouched"] = found.get("untouched")
     tables = {
         "scifact": _scifact, "multi-hop": _multi_hop, "compression": _compression, "speech": _speech, "tools": _tools,
         "scale": _scale,
     }  # fmt: skip
     for name in ("retrieval-quality.md", "tools.md", "retrieval.md"):
-        path = ROOT / "docs" / name
+        path = DOCS / name
         text = path.read_text()
         for key, table in tables.items():
-            begin = BEGIN.format(key)
-            if begin in text and key.replace("-", "_") in result:
-                before, rest = text.split(begin, 1)
-                lines = table(result[key.replace("-", "_")])
-                text = f"{before}{begin}\n" + "\n".join(lines) + f"\n{END}{rest.split(END, 1)[1]}"
+            mark, part = f"measured: {key}", found.get(key.replace("-", "_"))
+            if f"<!-- {mark} -->" in text and part is not None:
+                text = filled(text, mark, "\n".join(table(part)))
         yield path, text
 
 

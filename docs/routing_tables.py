@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from measured_pages import DOCS, RESULTS, filled, result
+
 TABLES = ("routellm_gsm8k", "routellm_mmlu")
 CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence", "routellm_gsm8k")
 DULL = "plain tfidf ridge"
@@ -30,18 +29,15 @@ def routing_documents() -> Iterator[tuple[Path, str]]:
         },
     }
     for name, sections in pages.items():
-        path = ROOT / "docs" / name
+        path = DOCS / name
         text = path.read_text()
         for section, made in sections.items():
-            begin, end = f"<!-- begin: {section} -->", f"<!-- end: {section} -->"
-            before, rest = text.split(begin, 1)
-            text = f"{before}{begin}\n{made}\n{end}{rest.split(end, 1)[1]}"
+            text = filled(text, f"begin: {section}", made)
         yield path, text
 
 
 def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"routing_{name}.json").read_text())
-    return found
+    return result(f"routing_{name}")
 
 
 def _rows(name: str) -> dict[str, dict[str, Any]]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "routing.md"
-RESULTS = ROOT / "benchmarks" / "results" / "signals.json"
-BEGIN, END = "<!-- begin: signals -->", "<!-- end: signals -->"
+from measured_pages import measured
 
 #: What the table has, with the probe that takes the calls.
 _ROWS: tuple[tuple[str, str, str | None], ...] = (
@@ -30,11 +26,7 @@ _ROWS: tuple[tuple[str, str, str | None], ...] = (
 
 def signal_documents() -> Iterator[tuple[Path, str]]:
     """The page with its table as the results have it; without results it stays as it is."""
-    if not RESULTS.exists():
-        return
-    before, rest = PAGE.read_text().split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    yield PAGE, f"{before}{BEGIN}\n{_table(json.loads(RESULTS.read_text()))}\n{END}{after}"
+    yield measured("routing.md", ("begin: signals", "signals", _table))
 
 
 def _table(results: Mapping[str, Any]) -> str:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- measured: functional tokens -->", "<!-- end of measured -->"
+from measured_pages import measured
 
 
 def token_documents() -> Iterator[tuple[Path, str]]:
     """The page with its tables as the result has them."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "functional_tokens.json").read_text())
-    path = ROOT / "docs" / "functional-tokens.md"
-    before, rest = path.read_text().split(BEGIN, 1)
-    yield path, f"{before}{BEGIN}\n{_measured(result)}\n{END}{rest.split(END, 1)[1]}"
+    yield measured("functional-tokens.md", ("measured: functional tokens", "functional_tokens", _measured))
 
 
 def _measured(result: dict[str, Any]) -> str:
