@@ -1,12 +1,13 @@
 """What else was tried towards the goals that the shipped routers miss, other tables included.
 
-    python benchmarks/routing_attempts.py gsm8k | mmlu | cascade --keep FOLDER
+    python benchmarks/routing_attempts.py gsm8k | mmlu | cascade | design --keep FOLDER
 
 FOLDER holds MiniLM's vectors, made by `python benchmarks/routing.py vectors --keep FOLDER`. Members of a blend have
 equal weights, so that nothing is chosen on what is measured; folds are those of benchmarks/routing.py and two other
 draws of them. A question of the test fold is seen in no table: other tables give outcomes of training questions, or of
 questions that the measured table has not (the same words before the options, or a cosine of 0.8 between word vectors,
-count as the same). Writes results/routing_attempts_<table>.json.
+count as the same). `design` takes the shipped judge of a cascade apart, in draws 1 to 3, on which it was chosen, and in
+draw 0, which benchmarks/routing.py publishes. Writes results/routing_attempts_<table>.json.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from sklearn.utils.extmath import randomized_svd
 from nearfar.retrieval.embedders import StaticEmbedder
 from nearfar.router.predictive import RoutingExample, RoutingQuery
 from nearfar.router.predictive.fitting import fold_numbers
+from nearfar.router.predictive.kernel import FormKernel
 from nearfar.router.predictive.queries import question_key
 from nearfar.router.routing_evaluation import bootstrap_metrics, routing_metrics
 from nearfar.router.routing_table import load_routed
@@ -443,6 +445,46 @@ class Judge:
 
         return predict
 
+    def varying(
+        self,
+        *blocks: Any,
+        words: float = 0.2,
+        text: float = 0.7,
+        vectors: bool = False,
+        product: float = 1.0,
+        penalty: float = 40.0,
+    ) -> Predictor:
+        """Ridge on the signals, the text and their products, as `Hybrid` has it.
+
+        Args:
+            blocks: what other tables tell of the queries, a column each.
+            words: what the words' predictions count.
+            text: what form and vectors count.
+            vectors: whether MiniLM's are read.
+            product: what a product counts beside its text.
+            penalty: of the squared weights.
+        """
+        parts = [0.1 * np.clip(standard(self.table.form), -5, 5), *([self.table.minilm] if vectors else [])]
+        fixed = np.hstack([text * (part - part.mean(0)) for part in parts] + [0.2 * standard(each) for each in blocks])
+
+        def predict(learn: Any, positions: Any) -> Any:
+            inside, outside = self.told("words", self.qualities, learn, positions)
+            mean, scale = inside.mean(0), np.maximum(inside.std(0), 1e-9)
+            matrices = []
+            for at, told in ((learn, inside), (positions, outside)):
+                ranks = self.ranks(learn, at)
+                terms = np.stack([*(r**power for r in ranks for power in (1, 2, 3)), ranks[0] * ranks[1]], axis=1)
+                about = np.hstack([fixed[at], words * (told - mean) / scale])
+                matrices.append(np.hstack([about, *(product * rank[:, None] * about for rank in ranks), terms]))
+            num = terms.shape[1]
+            mean, scale = matrices[0][:, -num:].mean(0), matrices[0][:, -num:].std(0)
+            for matrix in matrices:
+                matrix[:, -num:] = (matrix[:, -num:] - mean) / scale
+            ridge = Ridge(alpha=penalty, solver="cholesky").fit(matrices[0], self.table.gains[learn])
+            return ridge.predict(matrices[1])
+
+        return predict
+
     def weights(self, learn: Any, errors: Any) -> Any:
         """The inverse of the variance that the signals foretell, at least 0.15 of the mean one; 1 in the mean."""
         ranks = np.stack([rank**power for rank in self.ranks(learn, learn) for power in (1, 2, 3)], axis=1)
@@ -556,6 +598,39 @@ def cascade(keeper: Keeper, num_draws: int) -> dict[str, Any]:
     }
 
 
+def design(keeper: Keeper) -> dict[str, Any]:
+    """The shipped judge of `mmlu_llama3_cascade` taken apart."""
+    name, weak, strong, signals = LLAMA
+    rows = load_routed(DATA / "router" / f"{name}.parquet", weak=weak, strong=strong, signals=signals)
+    table = Table.load(rows, keeper)
+    read = np.array([[each.signals[signal] for signal in signals] for each in table.examples])
+    judge = Judge(table, read, keeper.folder or Path())
+    by_words = remembered(judge.folder, "elsewhere by words", lambda: mmlu_by_words(table))
+    by_form = remembered(judge.folder, "elsewhere by form", lambda: mmlu_by_form(table))
+    by_kernel = remembered(judge.folder, "elsewhere by kernel", lambda: mmlu_by_kernel(table, keeper))
+    others = (by_words, by_form)
+    attempts = {
+        "words, form, each quality foretold first (before)": judge.stacked("words", "form"),
+        "form": judge.varying(words=0),
+        "words, form (shipped)": judge.varying(),
+        "words half as much": judge.varying(words=0.1),
+        "form half as much": judge.varying(text=0.35),
+        "form twice as much": judge.varying(text=1.4),
+        "products half as much": judge.varying(product=0.5),
+        "penalty 20": judge.varying(penalty=20),
+        "penalty 80": judge.varying(penalty=80),
+        "Mixtral and GPT-4 elsewhere by words": judge.varying(by_words),
+        "Mixtral and GPT-4 elsewhere by words, by form (shipped with --also)": judge.varying(*others),
+        "with MiniLM, each quality foretold first (before)": judge.stacked("words", "form with MiniLM"),
+        "with MiniLM (shipped)": judge.varying(vectors=True),
+        "with MiniLM, elsewhere by words, by form (shipped with --also)": judge.varying(*others, vectors=True),
+        "with MiniLM, elsewhere by words, by form, by form with MiniLM": judge.varying(
+            *others, by_kernel, vectors=True
+        ),
+    }
+    return {"n": len(rows), "rows": table.measured(attempts, 4, keeper, "design")}
+
+
 def recorded_targets(judge: Judge, rows: Sequence[Any]) -> Any:
     """What the table records of each query: both models' qualities and confidences, and two other models' outcomes."""
     models = [*LLAMA[1:3], *PAIRS["routellm_mmlu"]]
@@ -572,6 +647,7 @@ TABLES = {
     "gsm8k": ("routellm_gsm8k", *PAIRS["routellm_gsm8k"], ()),
     "mmlu": ("routellm_mmlu", *PAIRS["routellm_mmlu"], ()),
     "cascade": LLAMA,
+    "design": LLAMA,
 }
 
 
@@ -601,6 +677,15 @@ def mmlu_by_words(table: Table) -> Any:
     return traits(table, [row.text for row in rows], np.array([[row.weak, row.strong] for row in rows]))[0]
 
 
+def mmlu_by_form(table: Table) -> Any:
+    """The same by a Gaussian kernel over form."""
+    rows = mmlu_rows()
+    others = examples_of(rows)
+    kept = np.flatnonzero(unseen(table, others))
+    kernel = FormKernel().fit([others[i] for i in kept], [[rows[i].weak, rows[i].strong] for i in kept])
+    return standard(kernel.predict(table.examples))
+
+
 def mmlu_by_kernel(table: Table, keeper: Keeper) -> Any:
     """The same by a Gaussian kernel over form and MiniLM's vectors."""
     rows = mmlu_rows()
@@ -616,7 +701,7 @@ def mmlu_by_kernel(table: Table, keeper: Keeper) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade"])
+    parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade", "design"])
     parser.add_argument("--keep", type=Path, required=True, help="the folder with MiniLM's vectors")
     parser.add_argument("--kept", action="store_true", help="measure those attempts alone whose scores are there")
     parser.add_argument("--draws", type=int, default=3, help="of the folds")
@@ -625,8 +710,12 @@ def main() -> None:
     drawn = "" if options.draws == 3 else f" --draws {options.draws}"
     head = provenance(f"python benchmarks/routing_attempts.py {options.table}{drawn}", PACKAGES)
     keeper = Keeper(options.keep)
-    attempt = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table]
-    found = kept(options.table, keeper) if options.kept else attempt(keeper, options.draws)
+    if options.kept:
+        found = kept(options.table, keeper)
+    elif options.table == "design":
+        found = design(keeper)
+    else:
+        found = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table](keeper, options.draws)
     save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_attempts_{options.table}")
 
 

@@ -12,7 +12,7 @@ TABLES = ("routellm_gsm8k", "routellm_mmlu")
 CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence", "routellm_gsm8k")
 DULL = "plain tfidf ridge"
 _ALSO = "hybrid --also routellm_mmlu"
-_DRAWS = {2: "two", 3: "three"}
+_DRAWS = {2: "two", 3: "three", 4: "four"}
 
 
 def routing_documents() -> Iterator[tuple[Path, str]]:
@@ -86,7 +86,7 @@ def _which() -> str:
             ],
             [
                 "a near answer that says how sure it is",
-                "`--router auto --signal COLUMN`",
+                "`--router auto`, which reads columns called `confidence…`; others by `--signal COLUMN`",
                 f"APGR {_apgr(llama, 'hybrid')} (Llama-3 8B to 70B)",
                 (
                     f"its confidence alone {_apgr(llama, 'confidence_msp alone')}, the text alone "
@@ -95,13 +95,13 @@ def _which() -> str:
             ],
             [
                 "and other models' outcomes on other queries of the kind",
-                "the same with `--also OTHER`; with `--router hybrid --embedder minilm` the queries are embedded too",
+                "the same with `--also OTHER`; with `nearfar[minilm]`, up to 6,000 queries are embedded too",
                 f"APGR {_apgr(llama, _ALSO)}, {_apgr(llama, f'{_ALSO} (MiniLM)')} with MiniLM (Llama-3 8B to 70B)",
                 f"without them {_apgr(llama, 'hybrid')}, {_apgr(llama, 'hybrid (MiniLM)')}",
             ],
             [
                 "a near answer whose confidence misleads",
-                "the same, with every signal there is",
+                "`--router auto` with a `--signal` for every signal there is",
                 f"APGR {_apgr(pro, 'hybrid')} (MMLU-Pro, 8B to 405B)",
                 f"its perplexity alone {_apgr(pro, 'logit_ppl_conf alone')}, chance 0.5",
             ],

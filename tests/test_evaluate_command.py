@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -209,3 +210,30 @@ def test_other_tables_are_learned_from(table, tmp_path):
     assert code != 0
     assert out == ""
     assert "0 queries of another table are left" in err
+
+
+def test_confidences_are_read_unless_told_otherwise(tmp_path):
+    """`auto` judges the near answer where the table says how sure it was, and says so; --signal none does not."""
+    draw, rows, plain = random.Random(0), ["query_id,query,model,correct,confidence,confidence_flat"], []
+    for i in range(120):
+        right, text = draw.random() < 0.5, f"what of {'abcdefghij'[i % 10]}"
+        rows += [
+            f"{i},{text}{i},small,{int(right)},{0.5 * draw.random() + 0.5 * right},1",
+            f"{i},{text}{i},large,1,{draw.random()},1",
+        ]
+        plain += [f"{i},{text}{i + 500},small,{int(right)}", f"{i},{text}{i + 500},large,1"]
+    table, others = tmp_path / "table.csv", tmp_path / "others.csv"
+    table.write_text("\n".join(rows))
+    others.write_text("\n".join(["query_id,query,model,correct", *plain]))
+    auto = ("--router", "auto", "--json", "--embedder", "none", *MODELS)
+
+    judged, alone, trained = (
+        json.loads(nearfar(table, *auto, *options)[1]) for options in ((), ("--signal", "none"), ("--train", others))
+    )
+
+    assert judged["router"] == "hybrid"
+    assert judged["apgr"] > 0.7 > alone["apgr"] + 0.1
+    assert "weak answer's 'confidence' are read too" in judged["notes"][-1]
+    assert alone["router"] == "auto"
+    assert not any("are read too" in note for note in alone["notes"])
+    assert trained["router"] == "auto"

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 #: few, and little where there are ten times as many (benchmarks/routing.py); on two cores so many take about a minute.
 _FEW_QUERIES = 3000
 
+#: The same for a near answer's judge, to which a vector tells more, and which comes after a call that costs far more.
+_FEW_JUDGED_QUERIES = 6000
+
+#: Stands for no signal at all.
+_NO_SIGNAL = "none"
+
 
 def evaluate(
     source: Annotated[
@@ -42,7 +48,7 @@ def evaluate(
         typer.Option(
             "--signal",
             help="A column of the weak answer, higher for surer (repeatable with a router); answer_text: what the text "
-            "of its `response` tells.",
+            "of its `response` tells; none: the query alone (default for auto: the columns called confidence…).",
         ),
     ] = None,
     train: Annotated[
@@ -66,7 +72,7 @@ def evaluate(
         typer.Option(
             "--embedder",
             help="static, minilm or none, for routers that embed "
-            "(default: none; for auto on at most 3,000 queries minilm, where it is installed).",
+            "(default: none; for auto on at most 3,000 queries, or 6,000 with signals, minilm where it is installed).",
         ),
     ] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=10, help="Of the bootstrap.")] = 300,
@@ -87,7 +93,9 @@ def evaluate(
     from nearfar.router.routing_report import load_also, load_with_texts, report
     from nearfar.router.routing_table import ANSWER_TEXT
 
-    signals = tuple(signal or ())
+    signals = () if signal == [_NO_SIGNAL] else tuple(signal or ())
+    found_signals = _confidences(source, train, weak) if router == "auto" and not signal else ()
+    signals += found_signals
     if router is None and len(signals) != 1:
         raise ConfigError("Say what to measure: --router NAME, such as auto, or one --signal COLUMN.")
     if ANSWER_TEXT in signals and (router is None or questions is not None):
@@ -106,10 +114,14 @@ def evaluate(
     rows = load(source)
     train_rows = load(train) if train else None
     num_queries = len(rows) + len(train_rows or ())
-    found_embedder = _embedder(embedder or _default_embedder(router, num_queries))
+    found_embedder = _embedder(embedder or _default_embedder(router, signals, num_queries))
     with waiting("fitting and measuring"):
         others = load_also(also or (), rows, value=value)
         scored, fitted = _scored(rows, train_rows, router, signals, found_embedder, others)
+        if found_signals:
+            named = ", ".join(map(repr, found_signals))
+            note = f"The weak answer's {named} are read too; the query alone decides with --signal {_NO_SIGNAL}."
+            scored = replace(scored, notes=(*scored.notes, note))
         measured = report(scored, table=source.name, weak=weak, strong=strong, resamples=resamples)
     if scores:
         _write_scores(scores, scored)
@@ -129,10 +141,20 @@ def evaluate(
     return DONE
 
 
-def _default_embedder(router: str | None, num_queries: int) -> str:
+def _confidences(source: Path, train: Path | None, weak: str) -> tuple[str, ...]:
+    """The confidences that the weak model's answers have in the table, and in the one to train on."""
+    from nearfar.router.routing_table import confidence_columns
+
+    found = confidence_columns(source, weak)
+    taught = confidence_columns(train, weak) if train and found else found
+    return tuple(name for name in found if name in taught)
+
+
+def _default_embedder(router: str | None, signals: Sequence[str], num_queries: int) -> str:
     from nearfar.retrieval.embedders import is_minilm_installed
 
-    return "minilm" if router == "auto" and num_queries <= _FEW_QUERIES and is_minilm_installed() else "none"
+    few = _FEW_JUDGED_QUERIES if signals else _FEW_QUERIES
+    return "minilm" if router == "auto" and num_queries <= few and is_minilm_installed() else "none"
 
 
 def _embedder(name: str) -> Embedder | None:

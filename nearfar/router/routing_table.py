@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -18,6 +19,9 @@ from .labels import read_rows, to_number
 
 #: Stands for the signals of the weak answer's own text, which are read off the column `response`.
 ANSWER_TEXT = "answer_text"
+
+#: Columns whose names begin so are a model's own word on how sure it was of its answer.
+_CONFIDENCE = "confidence"
 
 #: A signal of the text that is the same for more of the answers than this is left out.
 _MOST_ALIKE = 0.95
@@ -189,6 +193,23 @@ def load_others(path: str | Path, *, value: str = "correct") -> list[RoutedQuery
     if not found:
         raise DataError(f"{str(path)!r} has no query with a text and a {value!r}.", path=str(path))
     return found
+
+
+def confidence_columns(path: str | Path, model: str) -> tuple[str, ...]:
+    """The columns called `confidence…` that have different finite numbers in a model's rows, in the table's order.
+
+    Raises:
+        ConfigError: no such file.
+        DataError: it cannot be read.
+    """
+    path = Path(path)
+    names = [name for name in next(iter(read_rows(path)), {}) if name and name.startswith(_CONFIDENCE)]
+    seen: dict[str, set[float]] = {name: set() for name in names}
+    for row in read_rows(path, models={model}, columns={"model", *names}) if names else ():
+        for name in names:
+            with suppress(TypeError, ValueError, OverflowError):
+                seen[name].add(to_number(row.get(name)))
+    return tuple(name for name, found in seen.items() if sum(map(isfinite, found)) > 1)
 
 
 def signal_names(columns: Sequence[str], rows: Sequence[RoutedQuery]) -> tuple[str, ...]:
