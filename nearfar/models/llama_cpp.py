@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from nearfar.errors import ConfigError, MalformedAnswer, RequestError, UnsupportedOption
+from nearfar.errors import ConfigError, MalformedAnswer, RequestError, UnsupportedOption, UpstreamRejected
 from nearfar.types import (
     FREE,
     Answer,
@@ -29,6 +30,7 @@ from nearfar.types import (
     Usage,
 )
 
+from .gbnf import Grammar
 from .grammar import Node
 from .llama_engine import Choice, Engine, EngineRequest, WireUsage
 from .tool_prompt import CallReader, Shape, is_forced, shape_of, template_messages
@@ -164,7 +166,14 @@ class LlamaCppModel:
                         yield event
         for event in progress.finish():
             yield event
-        yield StreamEnd(self._answer(query, progress, time.perf_counter() - start))
+        answer = self._answer(query, progress, time.perf_counter() - start)
+        if shape.own is not None and await asyncio.to_thread(_strays, shape.own, answer, query):
+            raise UpstreamRejected(
+                f"{self.card.name!r}: the grammar is too ambiguous, and was lost on the way. Make it simpler",
+                model=self.card.name,
+                status=400,
+            )
+        yield StreamEnd(answer)
 
     async def count_prompt_tokens(self, query: Query) -> int:
         """How many tokens the query's prompt has, chat template and tools included.
@@ -204,7 +213,7 @@ class LlamaCppModel:
         if names:
             body["lora"] = [{"id": i, "scale": 1.0} for i, name in enumerate(names) if name == self._lora]
         bias = query.sampling.logit_bias or {}
-        return EngineRequest(body, shape.schemas, tuple(_token_id(key) for key in bias))
+        return EngineRequest(body, shape.probes, tuple(_token_id(key) for key in bias))
 
     def _refuse_unmet(self, query: Query) -> None:
         for param, why in self.card.unmet(query).items():
@@ -350,6 +359,14 @@ class _Progress:
 def _choices(query: Query) -> tuple[str, ...]:
     form = query.response_format
     return form.choices if form is not None and form.kind == "choice" else ()
+
+
+def _strays(grammar: Grammar, answer: Answer, query: Query) -> bool:
+    """Whether the answer is none of the grammar's: where that gets too much for llguidance, llama.cpp drops it."""
+    if answer.reasoning is not None:
+        return False
+    is_whole = answer.finish_reason == "stop" and not query.sampling.stop
+    return grammar.refuses(answer.text if is_whole else answer.text.rstrip("\ufffd"), is_whole=is_whole)
 
 
 def _usage(wire: WireUsage | None) -> Usage | None:

@@ -38,7 +38,7 @@ from nearfar.errors import (
 )
 
 from .llama_library import llama_library
-from .tool_prompt import probe
+from .tool_prompt import Probe
 
 #: Tokens of a prompt that are computed between two looks at whether the request was cancelled. Decoding and prefill of
 #: SmolLM2-135M on 2 cores, in tokens/s: 128: 148 and 343; 256: 151 and 329; 512: 139 and 352; 2048: 122 and 311.
@@ -47,7 +47,7 @@ _BATCH = 256
 _MAX_THREADS = 8  # more than this only waits for memory when one small model decodes
 _HTTP_TIMEOUT_S = 60.0
 _DIAGNOSIS_TIMEOUT_S = 60.0
-_MAX_KNOWN_SCHEMAS = 256
+_MAX_KNOWN_GRAMMARS = 256
 
 _DIAGNOSIS = """
 import sys, xllamacpp
@@ -136,7 +136,7 @@ class EngineRequest:
     """A chat completion in llama.cpp's words, and what to check once the model is there."""
 
     body: Mapping[str, Any]
-    schemas: tuple[tuple[str, str], ...] = ()  # JSON Schemas in the grammar, and the query's field of each
+    probes: tuple[Probe, ...] = ()
     token_ids: tuple[int, ...] = ()  # must be in the vocabulary
 
 
@@ -173,7 +173,7 @@ class Engine:
         self._server: Any = None
         self._api_key = secrets.token_urlsafe(32)
         self._vocabulary = 0
-        self._known_schemas: dict[str, bool] = {}
+        self._known_grammars: dict[str, bool] = {}
         self._is_closed = False
         self._calls: set[_Call] = set()
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix=f"nearfar-{name}")
@@ -321,26 +321,22 @@ class Engine:
                     f"logit_bias names token {token_id}, and {self._name!r} has {self._vocabulary} tokens",
                     param="logit_bias",
                 )
-        for schema, param in request.schemas:
-            if not self._compiles(server, schema):
-                raise RequestError(
-                    f"{self._name!r} cannot be held to the JSON schema in {param!r}: it is not valid, or it is strict "
-                    "and uses keywords that cannot be enforced (not, if, uniqueItems, minProperties …)",
-                    param=param,
-                )
+        for probe in request.probes:
+            if not self._compiles(server, probe.grammar):
+                raise RequestError(f"{self._name!r} cannot be held to {probe.why}", param=probe.param)
 
-    def _compiles(self, server: Any, schema: str) -> bool:
-        """Whether the schema makes a grammar: one token tells, about 10 ms, once per schema."""
-        known = self._known_schemas.get(schema)
+    def _compiles(self, server: Any, grammar: str) -> bool:
+        """Whether the grammar compiles: one token tells, about 10 ms, once per grammar."""
+        known = self._known_grammars.get(grammar)
         if known is None:
-            body = {"prompt": "x", "max_tokens": 1, "temperature": 0, "cache_prompt": False, "grammar": probe(schema)}
+            body = {"prompt": "x", "max_tokens": 1, "temperature": 0, "cache_prompt": False, "grammar": grammar}
             answer = server.handle_completions(body)
             if "choices" not in answer:
                 raise self._translated(msgspec.convert(answer.get("error", {}), WireError))
             known = answer["choices"][0]["text"] == "\u0001"
-            if len(self._known_schemas) >= _MAX_KNOWN_SCHEMAS:
-                self._known_schemas.clear()
-            self._known_schemas[schema] = known
+            if len(self._known_grammars) >= _MAX_KNOWN_GRAMMARS:
+                self._known_grammars.clear()
+            self._known_grammars[grammar] = known
         return known
 
     def _count(self, messages: list[dict[str, str]]) -> int:

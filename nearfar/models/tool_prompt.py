@@ -2,8 +2,8 @@
 
 The prompt and its markers are those of the Hermes function-calling format, which many small models were trained on.
 Calls are held by a grammar of ours, in GBNF: it takes no call that does not fit its tool's schema, and what the token
-limit cuts off is finished by it. An answer's JSON shape is llguidance's, in its dialect of Lark. Knows nothing of
-llama.cpp itself.
+limit cuts off is finished by it. An answer's JSON shape, and a client's own grammar, are llguidance's, in its dialect
+of Lark. Knows nothing of llama.cpp itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -30,6 +30,12 @@ CLOSE = "</tool_call>"
 MAX_PARALLEL_CALLS = 8
 
 _HEADER = "%llguidance {}\n"
+
+#: Elements that a JSON Schema may ask an array to have. llguidance prepares for each: a billion took 20 GB.
+_MAX_ITEMS = 10_000
+
+#: A schema that llguidance holds a model to within seconds; it gives up longer ones in silence, in mid-answer.
+_MAX_SCHEMA_CHARACTERS = 64 * 1024
 
 _PROMPT = """\
 You can call functions. They are, one JSON object per line:
@@ -115,18 +121,28 @@ def _tools_prompt(query: Query) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Tells whether llguidance can compile a shape: llama.cpp drops one that it cannot, in silence."""
+
+    grammar: str  # whose first character is U+0001, which no model writes unless it is made to
+    why: str  # it is refused, else
+    param: str = "response_format"
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """What holds the model to the query's tools and response format."""
 
     grammar: str | None = None  # None: it may write anything
-    schemas: tuple[tuple[str, str], ...] = ()  # JSON Schemas for llguidance, and the query's field that each came from
+    probes: tuple[Probe, ...] = ()
     call: Node | None = None  # the JSON of one call; None: none may be made
+    own: gbnf.Grammar | None = None  # the query's own grammar
 
 
 def shape_of(query: Query) -> Shape:
     """The grammar for the query's tools and response format.
 
-    A model library may drop a grammar that it cannot compile, so try the schemas first; see `probe`.
+    A model library may drop a grammar that it cannot compile, so try the probes first.
 
     Raises:
         RequestError: a schema is missing or cannot be kept to, a grammar is not GBNF, or `tool_choice` names no tool.
@@ -137,7 +153,7 @@ def shape_of(query: Query) -> Shape:
     if form and form.kind == "grammar":
         if tools:
             raise UnsupportedOption("a grammar cannot be kept while tools may be called", param="response_format")
-        return Shape(_checked(form.grammar))
+        return _own_grammar(form.grammar or "")
     if form and form.kind == "choice":
         if tools:
             raise UnsupportedOption("a choice cannot be kept while tools may be called", param="response_format")
@@ -148,7 +164,7 @@ def shape_of(query: Query) -> Shape:
         answer = _answer_schema(form) if form else None
         if answer is None:
             return Shape()
-        return Shape(f"{_HEADER}start: answer\nanswer: %json {answer}", ((answer, "response_format"),))
+        return _held_to("answer", f"answer: %json {answer}", _NO_SCHEMA)
     call = call_grammar(tools)
     calls = _calls(call, query)
     if is_forced(query):
@@ -238,17 +254,24 @@ def is_forced(query: Query) -> bool:
     return query.tool_choice == "required" or isinstance(query.tool_choice, NamedTool)
 
 
-def probe(schema: str) -> str:
-    """A grammar whose first character is U+0001 if `schema` compiles; no model writes that unless it is made to."""
-    return f'{_HEADER}start: "\\u0001" json\njson: %json {schema}'
+_NO_SCHEMA = (
+    "the JSON schema: it is not valid, or it is strict and uses keywords that cannot be enforced (not, if, "
+    "uniqueItems, minProperties …)"
+)
+_NO_GRAMMAR = "the grammar: it names a token that the model has not, or is too large"
 
 
-def _checked(grammar: str | None) -> str:
+def _held_to(rule: str, rules: str, why: str) -> Shape:
+    """What these rules of Lark allow, from `rule` on."""
+    return Shape(f"{_HEADER}start: {rule}\n{rules}", (Probe(f'{_HEADER}start: "\\u0001" {rule}\n{rules}', why),))
+
+
+def _own_grammar(grammar: str) -> Shape:
     try:
-        gbnf.check(grammar or "")
+        own = gbnf.Grammar(grammar)
+        return replace(_held_to("root", own.lark(), _NO_GRAMMAR), own=own)
     except ValueError as exc:
-        raise RequestError(f"the grammar is not GBNF: {exc}", param="response_format") from exc
-    return grammar or ""
+        raise RequestError(f"the grammar cannot be used as GBNF: {exc}", param="response_format") from exc
 
 
 def _answer_schema(form: ResponseFormat) -> str | None:
@@ -281,7 +304,39 @@ def _guided(schema: Mapping[str, Any], *, strict: bool) -> str:
         "coerce_one_of": True,
         "lenient": not strict,
     }
-    return _dump({**schema, "x-guidance": guidance})
+    try:
+        text = _dump({**_bounded(schema), "x-guidance": guidance})
+    except RecursionError:
+        raise RequestError("the JSON schema is nested too deeply", param="response_format") from None
+    if len(text) > _MAX_SCHEMA_CHARACTERS:
+        raise RequestError(
+            f"the JSON schema has {len(text)} characters; a model can be held to {_MAX_SCHEMA_CHARACTERS}",
+            param="response_format",
+        )
+    return text
+
+
+def _bounded(schema: Any, key: str = "") -> Any:
+    """The schema without bounds that no answer reaches, for they cost as much as if one did.
+
+    Raises:
+        RequestError: it asks for more elements than an answer can have.
+    """
+    if key in ("const", "enum", "default", "examples"):
+        return schema
+    if isinstance(schema, list):
+        return [_bounded(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    least = schema.get("minItems")
+    if isinstance(least, int | float) and least > _MAX_ITEMS:
+        raise RequestError(
+            f"the JSON schema asks for an array of {least} elements; a model can be held to {_MAX_ITEMS}",
+            param="response_format",
+        )
+    most = schema.get("maxItems")
+    is_beyond = isinstance(most, int | float) and most > _MAX_ITEMS
+    return {name: _bounded(value, name) for name, value in schema.items() if not (is_beyond and name == "maxItems")}
 
 
 # --- the reader ------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from nearfar.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
+from nearfar.models.gbnf import Grammar
 from nearfar.models.llama_cpp import LlamaCppModel
 from nearfar.types import (
     Message,
@@ -280,7 +281,7 @@ async def test_llama_cpp_prints_nothing(capfd: pytest.CaptureFixture[str]) -> No
     for bad in (
         held_to("root := x"),
         held_to("root ::= x"),
-        held_to('root ::= root "a" | "b"'),
+        held_to("root ::= <[99999999]>"),
         json_schema({"type": "frob"}),
         query("word " * 2000),
     ):
@@ -551,12 +552,69 @@ async def test_a_json_object_is_one(model: LlamaCppModel) -> None:
 
 
 async def test_a_broken_grammar_is_refused_with_the_reason(model: LlamaCppModel) -> None:
-    """Syntax by us; what only llama.cpp finds comes as its error dictionary."""
+    """Syntax by us; what only the model finds by a probe."""
     with pytest.raises(RequestError, match="'::=' is expected in line 1"):
         await model.complete(held_to("root := x"))
-    with pytest.raises(UpstreamRejected, match="failed to parse grammar") as caught:
-        await model.complete(held_to('root ::= root "a" | "b"'))
-    assert caught.value.status == 400
+    with pytest.raises(RequestError, match="names a token that the model has not"):
+        await model.complete(held_to("root ::= <[99999999]>"))
+
+
+HOSTILE_GRAMMARS = {
+    "left recursion": 'root ::= root "a" | "b"',
+    "a least above its most": 'root ::= "a"{5,2}',
+    "optional letters": "root ::= " + '"a"? ' * 300,
+    "many ways to read": "root ::= r0\n"
+    + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40))
+    + '\nr40 ::= "x"?',
+    "two ways at every letter": 'root ::= s\ns ::= "a" s "x" | "a" s "y" | "a"',
+    "a chain of rules": 'root ::= r0 "a"\n'
+    + "\n".join(f'r{i} ::= r{i + 1} "a"' for i in range(990))
+    + '\nr990 ::= "x"',
+    "a longer chain": 'root ::= r0 "a"\n'
+    + "\n".join(f'r{i} ::= r{i + 1} "a"' for i in range(99_999))
+    + '\nr99999 ::= "x"',
+    "groups in groups": f"root ::= {'(' * 60}.{')' * 60}",
+    "repetitions of repetitions": 'root ::= ("a"{1000}){1000}',
+    "many words": "root ::= " + " | ".join(f'"{i:04}"' for i in range(2000)),
+}
+
+
+@pytest.mark.parametrize("grammar", HOSTILE_GRAMMARS.values(), ids=HOSTILE_GRAMMARS)
+async def test_no_grammar_takes_the_process_along(model: LlamaCppModel, grammar: str) -> None:
+    """llama.cpp's own engine ends the process, or never ends, over most of these: here they are kept to, or refused."""
+    refusal = ""
+    try:
+        answer = await model.complete(held_to(grammar, max_tokens=4, temperature=0.0))
+    except (RequestError, UpstreamRejected) as exc:
+        refusal = str(exc)
+
+    assert "grammar" in refusal or not Grammar(grammar).refuses(answer.text, is_whole=answer.finish_reason == "stop")
+    assert (await model.complete(query(max_tokens=1))).usage
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 10**9}, "array of 1000000000 elements"),
+        ({"enum": [f"value {i}" for i in range(10_000)]}, "characters"),
+    ],
+    ids=["elements", "length"],
+)
+async def test_a_schema_beyond_all_answers_is_refused(model: LlamaCppModel, schema: dict[str, Any], says: str) -> None:
+    """llguidance took 20 GB to prepare for a billion elements, and drops what is too long in mid-answer."""
+    with pytest.raises(RequestError, match=says) as caught:
+        await model.complete(json_schema(schema))
+
+    assert caught.value.param == "response_format"
+
+
+async def test_a_bound_that_no_answer_reaches_is_left_out(model: LlamaCppModel) -> None:
+    """But for data that only looks like one."""
+    schema = {"type": "array", "items": {"const": {"maxItems": 10**9}}, "maxItems": 10**9, "minItems": 1}
+
+    answer = await model.complete(json_schema(schema, strict=True, max_tokens=64))
+
+    assert answer.text.startswith('[{"maxItems": 1000000000}')
 
 
 SCALARS = st.sampled_from(
