@@ -254,7 +254,10 @@ def measured(
 
 
 def curve(table: str, keeper: Keeper, resamples: int, shares: Sequence[float]) -> dict[str, Any]:
-    """The default's APGR, pooled out of fold, fitted to ever larger parts of each fold's rest."""
+    """The default's APGR, pooled out of fold, fitted to ever larger parts of each fold's rest.
+
+    The whole of it is what `predictive` fits, whose scores are taken where they are kept.
+    """
     near, far = PAIRS[table]
     examples = examples_of(load_routed(DATA / "router" / f"{table}.parquet", weak=near, strong=far))
     folds = fold_numbers(examples, NUM_FOLDS)
@@ -263,7 +266,9 @@ def curve(table: str, keeper: Keeper, resamples: int, shares: Sequence[float]) -
         found, sizes = [0.0] * len(examples), []
         for fold in range(NUM_FOLDS):
             train = [each for each, at in zip(examples, folds, strict=True) if at != fold]
-            train = random.Random(fold).sample(train, max(60, round(share * len(train))))
+            if share < 1:
+                train = random.Random(fold).sample(train, max(60, round(share * len(train))))
+            name = f"curve {share} {fold}" if share < 1 else f"auto {fold}"
             sizes.append(len(train))
             inside = [i for i, at in enumerate(folds) if at == fold]
 
@@ -271,7 +276,7 @@ def curve(table: str, keeper: Keeper, resamples: int, shares: Sequence[float]) -
                 predicted: list[float] = make("auto").fit(train).predict([examples[i] for i in inside])
                 return predicted
 
-            for i, value in zip(inside, keeper.scores(table, f"curve {share} {fold}", score), strict=True):
+            for i, value in zip(inside, keeper.scores(table, name, score), strict=True):
                 found[i] = value
         weak, strong = [each.weak for each in examples], [each.strong for each in examples]
         interval = bootstrap_metrics(found, weak, strong, resamples=resamples)["apgr"]
