@@ -155,7 +155,8 @@ class LlamaCppModel:
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece; `complete` says what it raises."""
         start = time.perf_counter()
-        shape = self._shape(query)
+        is_plain = not query.tools and query.response_format is None
+        shape = self._shape(query) if is_plain else await asyncio.to_thread(self._shape, query)  # may take seconds
         request = self._request(query, shape)
         progress = _Progress(query, shape.call)
         async with aclosing(self._engine.chat(request)) as chunks:

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -842,3 +843,19 @@ async def test_a_missing_adapter_is_a_load_error(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"no-lora\.gguf"):
         await model.complete(query())
     await model.aclose()
+
+
+async def test_a_large_tool_holds_nobody_up(model: LlamaCppModel) -> None:
+    """Its grammar takes a second to make, in which others are answered."""
+    names = {"type": "string", "enum": [f"name {i}" for i in range(3000)]}
+    tool = ToolSpec("f", "d", {"type": "object", "properties": {"a": names}, "required": ["a"]})
+    call = asyncio.create_task(model.complete(replace(query(), tools=(tool,), tool_choice="required")))
+    begun = last = time.monotonic()
+    longest = 0.0
+    while not call.done():
+        await asyncio.sleep(0.01)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    with pytest.raises(ContextTooLong):
+        await call
+    assert longest < (last - begun) / 2
