@@ -20,6 +20,10 @@ _SETS = {
     "bfcl_all": "BFCL, all with gold calls",
     "toolalpaca": "ToolAlpaca",
 }
+_ROLE_SETS = {
+    "planner": {"bfcl": "BFCL, several functions", "toolalpaca": "ToolAlpaca"},
+    "caller": {"bfcl": "BFCL, one call"},
+}
 _FIGURES = {
     "plan_accuracy": "ToolAlpaca, plan accuracy",
     "action_em": "ToolAlpaca, action exact match",
@@ -140,9 +144,24 @@ def _roles(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _role_scores(results: Mapping[str, Any]) -> str:
+    heads = ["who, on what", "n", "right", "AUROC of the score", "of the model's own probabilities"]
+    heads += ["least sure quarter from gold", "random quarter", "gain"]
+    lines = [f"{results['model']}.", "", f"| {' | '.join(heads)} |", "|---|---:|---|---|---|---|---|---|"]
+    for role, sets in results["roles"].items():
+        for name, label in _ROLE_SETS[role].items():
+            for kind, found in sets.get(name, {}).items():
+                keys = ("accuracy", "auroc", "auroc_of_own_probabilities", "escalated_least_sure", "escalated_random")
+                cells = " | ".join(share(found[key]) for key in keys)
+                who = f"{role}{', its adapter' if kind == 'adapters' else ''}: {label}"
+                lines.append(f"| {who} | {found['n']} | {cells} | {signed(found['gain_over_random'])} |")
+    return "\n".join(lines)
+
+
 _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "bfcl": _bfcl,
     "bfcl_parity": _parity,
     "agents_roles": _roles,
+    "agents_role_scores": _role_scores,
     "agents_training": _training,
 }
