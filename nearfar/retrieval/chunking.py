@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from nearfar.types import Chunk
 
@@ -12,6 +13,10 @@ from .documents import Block, Document, Lines
 
 #: Raised when the same document would be cut otherwise, so that what was cut before is cut anew.
 VERSION = 1
+
+
+#: Characters of a title, a heading or a record's field, which every chunk of the document repeats.
+_MOST_FACT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,15 @@ def chunks(document: Document, source: str, chunking: Chunking = Chunking()) -> 
         start, end = group[0].start, group[-1].end
         own = group[0].text
         text = document.text[start:end] if own is None else "\n".join(block.text or "" for block in group)
-        metadata = {**document.metadata, **group[0].metadata}
+        metadata = {name: _cut_short(fact) for name, fact in {**document.metadata, **group[0].metadata}.items()}
         if document.kind != "pdf":
             metadata.setdefault("line", lines.number(start))
         found.append(Chunk(text, source, start, end, metadata))
     return found
+
+
+def _cut_short(fact: Any) -> Any:
+    return f"{fact[:_MOST_FACT]} …" if isinstance(fact, str) and len(fact) > _MOST_FACT else fact
 
 
 def searched_text(chunk: Chunk) -> str:

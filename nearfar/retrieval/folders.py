@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,9 +52,27 @@ def walk(root: Path, *, exclude: Sequence[str] = (), unread: list[Path] | None =
 
 
 def _walk(folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: list[Path]) -> Iterator[Path]:
+    levels = [_entries(folder, specs, unread)]  # not by recursion: folders may be deeper than Python's stack
+    while levels:
+        found = next(levels[-1], None)
+        if found is None:
+            levels.pop()
+            continue
+        path, specs_there = found
+        if specs_there is None:
+            yield path
+        else:
+            levels.append(_entries(path, specs_there, unread))
+
+
+def _entries(
+    folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: list[Path]
+) -> Iterator[tuple[Path, Sequence[tuple[Path, GitIgnoreSpec]] | None]]:
+    """What the folder has that is not left out; a folder with the patterns that hold in it."""
     specs = [*specs, *_specs_in(folder)]
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError:
         unread.append(folder)
         return
@@ -65,9 +84,9 @@ def _walk(folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: lis
         if _is_ignored(path, specs, is_folder=is_folder):
             continue
         if is_folder:
-            yield from _walk(path, specs, unread)
+            yield path, specs
         elif entry.is_file(follow_symlinks=False):
-            yield path
+            yield path, None
 
 
 def _is_ignored(path: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], *, is_folder: bool) -> bool:
@@ -92,8 +111,11 @@ def _above(root: Path) -> list[tuple[Path, GitIgnoreSpec]]:
 def _specs_in(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
     found = []
     for name in IGNORE_FILES:
+        path = folder / name
         try:
-            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            if not stat.S_ISREG(path.lstat().st_mode):  # nor does git follow a link; a pipe would wait
+                continue
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             continue
         found.append((folder, _spec(lines)))

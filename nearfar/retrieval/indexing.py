@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nearfar.types import Chunk
+
 from . import readers
-from .chunking import Chunking, chunks
+from .chunking import Chunking
 from .database import DocumentRecord
-from .documents import Document, Unreadable
+from .documents import Kind, Unreadable
 from .folders import walk
-from .readers import kind_of, read
+from .readers import kind_of
+from .reading import SECONDS, ReadingProcess
 from .writing import CollectionWriter
 
 #: Files beyond this are listed as failed; a text of this size has about 100,000 chunks.
@@ -57,6 +62,7 @@ def index_paths(
     chunking: Chunking = Chunking(),  # noqa: B008 - frozen
     exclude: Sequence[str] = (),
     max_bytes: int = MAX_BYTES,
+    max_seconds: float = SECONDS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """What was done to make the collection hold the files as they are now.
@@ -66,7 +72,8 @@ def index_paths(
         paths: files and folders. What was indexed from under them and is no longer there, or ignored now, is deleted.
         chunking: how long chunks are; another length than before reads everything anew.
         exclude: patterns in .gitignore's syntax, relative to each folder.
-        max_bytes: larger files are listed as failures.
+        max_bytes: larger files are listed as failures, and PDFs with more characters of text.
+        max_seconds: that a file may take to be read, besides two for each of its megabytes.
         on_progress: called after every file.
 
     Raises:
@@ -79,14 +86,15 @@ def index_paths(
     found = [(root, list(walk(root, exclude=exclude, unread=unread))) for root in roots]
     total = sum(len(files) for _, files in found)
     done = 0
-    for root, files in found:
-        run = _Run(writer, root, chunking, max_bytes, report)
-        for path in files:
-            run.index(path)
-            done += 1
-            if on_progress:
-                on_progress(Progress(done, total, str(path)))
-        run.end({str(path) for path in files}, unread)
+    with ReadingProcess(seconds=max_seconds) as reading:
+        for root, files in found:
+            run = _Run(writer, reading, root, chunking, max_bytes, report)
+            for path in files:
+                run.index(path)
+                done += 1
+                if on_progress:
+                    on_progress(Progress(done, total, str(path)))
+            run.end({str(path) for path in files}, unread)
     writer.finish()
     report.elapsed_s = time.monotonic() - started
     return report
@@ -96,9 +104,16 @@ class _Run:
     """One root's files."""
 
     def __init__(
-        self, writer: CollectionWriter, root: Path, chunking: Chunking, max_bytes: int, report: Report
+        self,
+        writer: CollectionWriter,
+        reading: ReadingProcess,
+        root: Path,
+        chunking: Chunking,
+        max_bytes: int,
+        report: Report,
     ) -> None:
         self._writer = writer
+        self._reading = reading
         self._root = root
         self._chunking = chunking
         self._max_bytes = max_bytes
@@ -142,7 +157,7 @@ class _Run:
         report = self._report
         status = path.stat()
         if status.st_size > self._max_bytes:
-            raise Unreadable(f"has {status.st_size:,} bytes, more than the limit of {self._max_bytes:,}: --max-bytes")
+            raise _too_large(status.st_size, self._max_bytes)
         kind = kind_of(path.name)
         reading = f"{kind}-{readers.VERSION} {self._chunking.label}"
         known = self._writer.document(source)
@@ -154,18 +169,16 @@ class _Run:
         if is_same_reading and is_same_file and source not in self._had_failed:
             report.unchanged += 1
             return
-        data = path.read_bytes()
+        data = _bytes_of(path, self._max_bytes)
         sha256 = hashlib.sha256(data).hexdigest()
         record = DocumentRecord(source, sha256, str(self._root), len(data), status.st_mtime_ns, reading)
         if known is not None and is_same_reading and known.sha256 == sha256:
             self._writer.touch(record)
             report.unchanged += 1
             if source in self._had_failed:
-                self._note(source, read(data, kind))
+                self._made(data, kind, source)
             return
-        document = read(data, kind)
-        self._note(source, document)
-        made = chunks(document, source, self._chunking)
+        made = self._made(data, kind, source)
         self._writer.put(record, made)
         report.num_chunks += len(made)
         report.num_bytes += len(data)
@@ -174,9 +187,31 @@ class _Run:
         else:
             report.changed += 1
 
-    def _note(self, source: str, document: Document) -> None:
-        """Lists what of the document could not be read, as one failure."""
-        if document.problems:
-            more = len(document.problems) - _NUM_TOLD
-            told = "; ".join(document.problems[:_NUM_TOLD])
+    def _made(self, data: bytes, kind: Kind, source: str) -> list[Chunk]:
+        """The document's chunks; what of it could not be read is listed as one failure."""
+        made, problems = self._reading.chunks(data, kind, source, self._chunking, max_characters=self._max_bytes)
+        if problems:
+            more = len(problems) - _NUM_TOLD
+            told = "; ".join(problems[:_NUM_TOLD])
             self._failures.append((source, told + (f"; and {more:,} more" if more > 0 else "")))
+        return made
+
+
+def _bytes_of(path: Path, most: int) -> bytes:
+    """What the file holds, which may have become another one, or may be growing, since it was looked at.
+
+    Raises:
+        Unreadable: it is larger, or no regular file.
+        OSError: it cannot be read.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # a pipe would wait
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Unreadable("is no regular file any more")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise _too_large(len(data), most)
+    return data
+
+
+def _too_large(size: int, most: int) -> Unreadable:
+    return Unreadable(f"has {size:,} bytes, more than the limit of {most:,}: --max-bytes")

@@ -98,10 +98,10 @@ def _markdown(text: str) -> Iterator[Block]:
             headings = [*((known, name) for known, name in headings if known < level), (level, title)]
             start, end = place, place + len(bare)
         elif not bare.strip():
-            if start is not None and not _HEADING.match(text[start:end]):
+            if start is not None and not _HEADING.match(text, start, end):
                 yield Block(start, end, path())
                 start = None
-        elif _UNDERLINE.match(bare) and start is not None and "\n" not in text[start:end]:
+        elif start is not None and _UNDERLINE.match(bare) and text.find("\n", start, end) < 0:
             level, title = 1 if "=" in bare else 2, text[start:end].strip()
             headings = [*((known, name) for known, name in headings if known < level), (level, title)]
             end = place + len(bare)

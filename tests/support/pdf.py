@@ -16,10 +16,15 @@ def pdf_of(pages: list[str]) -> bytes:
             "/Resources << /Font << /F1 3 0 R >> >> >>"
         )
         objects.append(f"<< /Length {len(shown)} >>\nstream\n{shown}\nendstream")
+    return pdf_from([content.encode() for content in objects])
+
+
+def pdf_from(objects: list[bytes]) -> bytes:
+    """A PDF of these objects, numbered from 1; the first is the catalogue."""
     body, places = b"%PDF-1.4\n", []
     for number, content in enumerate(objects, 1):
         places.append(len(body))
-        body += f"{number} 0 obj\n{content}\nendobj\n".encode()
+        body += b"%d 0 obj\n%b\nendobj\n" % (number, content)
     table = "".join(f"{place:010} 00000 n \n" for place in places)
     size = len(objects) + 1
     return (
