@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import exp
 
-from nearfar.errors import RequestError
+from nearfar.errors import BudgetExceeded, RequestError, RoutingError, UpstreamError
 from nearfar.router.answer_span import tokens_in
 from nearfar.types import (
     Answer,
@@ -48,6 +48,8 @@ class Role:
         usd: what the role's answers may cost in a run, so that a cascade of its own goes no further than that lasts;
             None: no limit.
         reads_logprobs: ask for log-probabilities; a cascade with a tier that gives none would lose that tier.
+        unsure: who is asked the same again where this one's own score is below `sure_from`, or there is none.
+        sure_from: in [0, 1].
     """
 
     name: str
@@ -59,6 +61,8 @@ class Role:
     usd: float | None = None
     sample_temperature: float = 0.7
     reads_logprobs: bool = True
+    unsure: Role | None = None
+    sure_from: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,10 @@ async def answered(
     key: Callable[[Answer], str | None] = lambda answer: answer.text,
     score: Callable[[Answer], float | None] = lambda answer: answer.score,
 ) -> RoleAnswer:
-    """The role's answer; of several, the most frequent, whose score is the share of draws that say it.
+    """The role's answer, or where it is not sure of it, that of whom it names for that.
+
+    Of several answers the most frequent, whose score is the share of draws that say it. Whoever is asked next may fail,
+    or cost more than is left: then the unsure answer stands.
 
     Args:
         responder: asks the models.
@@ -111,6 +118,41 @@ async def answered(
         UpstreamError: every model that was asked failed.
         RoutingError: no model may take it.
     """
+    first = await _most_frequent(responder, role, ask, key, score)
+    if role.unsure is None or (first.score is not None and first.score >= role.sure_from):
+        return first
+    try:
+        other = await answered(responder, role.unsure, _after(ask, first), key=key, score=score)
+    except (BudgetExceeded, RoutingError, UpstreamError):
+        return first
+    return replace(other, decided=first.decided + other.decided)
+
+
+def _after(ask: Ask, said: RoleAnswer) -> Ask:
+    """The same question, with what that answer left of the run's limits."""
+    usages = [each.usage for each in said.decided if each.usage is not None]
+    tokens = sum(usage.prompt_tokens + usage.completion_tokens for usage in usages)
+    costs = [each.cost_usd for each in said.decided]
+    known = [cost for cost in costs if cost is not None]
+    left_usd = ask.budget_usd
+    if left_usd is not None:
+        left_usd = max(0.0, left_usd - sum(known)) if len(known) == len(costs) else 0.0  # what is unknown may be all
+    return replace(
+        ask,
+        budget_usd=left_usd,
+        max_tokens=None if ask.max_tokens is None else max(1, ask.max_tokens - tokens),
+        draw_tokens=None if ask.draw_tokens is None else ask.draw_tokens - tokens,
+    )
+
+
+async def _most_frequent(
+    responder: Responder,
+    role: Role,
+    ask: Ask,
+    key: Callable[[Answer], str | None],
+    score: Callable[[Answer], float | None],
+) -> RoleAnswer:
+    """What most of the role's draws say."""
     left = ask.draw_tokens
     if left is not None and left <= 0:
         role = replace(role, samples=1)

@@ -22,6 +22,8 @@ class RoleSettings(Section):
     samples: int = Field(1, ge=1, le=32)  # answers drawn; the most frequent one counts
     tokens: PositiveInt | None = None  # of the role in a run, before it draws one answer each
     usd: float | None = Field(default=None, ge=0)  # of the role in a run
+    unsure: str | None = None  # a model or cascade that is asked the same where the role's own score is too low
+    sure_from: float = Field(0.5, ge=0, le=1)  # the score that is not
 
 
 class _ToolsSettings(Section):
@@ -164,7 +166,8 @@ def read_agents(source: Source, tables: Mapping[str, Any], targets: Sequence[str
         for tools, told in table.get("tools", {}).items():
             values["tools"][tools] = _tools(source, f"{where}.tools.{tools}", tools, told)
         agent = agents[name] = source.validate(AgentSettings, values, where)
-        for target in (agent.model, *(role.model for role in agent.roles.values())):
+        named = [each for role in agent.roles.values() for each in (role.model, role.unsure) if each is not None]
+        for target in (agent.model, *named):
             source.check_model(where, target, targets, listing="there are")
     return agents
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -77,7 +78,12 @@ def build_roles(wired: Wired, agent: AgentSettings, names: Sequence[str]) -> dic
     roles = {}
     for name in names:
         told = agent.roles.get(name) or RoleSettings.model_validate({"model": agent.model})
-        roles[name] = Role(name, reads_logprobs=_tells_logprobs(wired, told.model), **told.model_dump())
+        own = told.model_dump(exclude={"unsure"})
+        role = Role(name, reads_logprobs=_tells_logprobs(wired, told.model), **own)
+        if told.unsure is not None:
+            next_one = replace(role, model=told.unsure, reads_logprobs=_tells_logprobs(wired, told.unsure), samples=1)
+            role = replace(role, unsure=next_one)
+        roles[name] = role
     return roles
 
 
