@@ -129,7 +129,7 @@ def schema_validator(schema: Schema) -> Any:
         raise SchemaRefused(f"it is not valid: {exc.message[:200]}") from exc
     except RecursionError as exc:
         raise SchemaRefused("it is nested too deeply") from exc
-    _require_descent(root)
+    require_descent(root)
     _require_quick_patterns(root)
 
     def pattern(_: Any, wanted: str, instance: Any, __: Any) -> Iterator[ValidationError]:
@@ -141,7 +141,7 @@ def schema_validator(schema: Schema) -> Any:
     return quick(root, registry=nowhere)
 
 
-def _require_descent(root: Any) -> None:
+def require_descent(root: Any) -> None:
     """Returns if no schema applies itself to the same value: jsonschema would not end, and takes the process with it.
 
     Raises:

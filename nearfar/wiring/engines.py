@@ -34,7 +34,9 @@ def open_fleet(settings: Settings) -> Fleet | None:
         attach = None
         if model.url is not None:
             attach = Address(model.url.rstrip("/").removesuffix("/v1"), key.get_secret_value() if key else None)
-        patience = Patience(start_s=model.start_timeout_s, drain_s=model.drain_timeout_s)
+        patience = Patience(
+            start_s=model.start_timeout_s, drain_s=model.drain_timeout_s, silence_s=model.read_timeout_s
+        )
         engines.append(Engine(spec, home=settings.engines_path, find=find, patience=patience, attach=attach))
     budget = None if section.memory_gib is None else int(section.memory_gib * GIB)
     return Fleet(engines, records=Records(settings.engines_path), budget_bytes=budget)

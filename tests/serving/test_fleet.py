@@ -2,11 +2,12 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from support.engines import QUICK, adapter, starts, stub_engine, stub_spec
 
-from nearfar.errors import ModelLoadError, UnsupportedOption, UpstreamTimeout
+from nearfar.errors import ModelLoadError, RequestError, UnsupportedOption, UpstreamRejected, UpstreamTimeout
 from nearfar.models.retry import Retried
 from nearfar.serving.engine.fleet import Fleet
 from nearfar.serving.engine.model import EngineModel
@@ -18,9 +19,9 @@ UNIT = 1000
 
 
 @asynccontextmanager
-async def fleet_of(tmp_path, *specs, budget=None, gpu_bytes=None):
+async def fleet_of(tmp_path, *specs, budget=None, gpu_bytes=None, patience=QUICK):
     """A fleet of the specs and what makes its models, all closed afterwards."""
-    engines = [stub_engine(tmp_path, spec, QUICK, gpu_bytes=gpu_bytes) for spec in specs]
+    engines = [stub_engine(tmp_path, spec, patience, gpu_bytes=gpu_bytes) for spec in specs]
     fleet = Fleet(engines, records=Records(tmp_path / "engines"), budget_bytes=budget)
     models = []
 
@@ -153,6 +154,74 @@ async def test_a_request_that_meets_a_killed_server_is_answered_by_the_next(tmp_
         assert {answer.text for answer in answers} == {f"near {fleet.engines['near'].pid}"}
 
 
+async def test_a_query_that_kills_servers_is_not_sent_on_and_on(tmp_path):
+    """It kills two, the second while no other suspect is asked; those beside it are answered."""
+    async with fleet_of(tmp_path, stub_spec(tmp_path)) as (_fleet, model_of):
+        model = Retried(model_of("near"), 3, first_wait_s=0.02)
+        await model.complete(Query("Hi"))
+        (tmp_path / "state-near" / "slow").touch()
+
+        innocent = [asyncio.create_task(model.complete(Query(f"Hi {i}"))) for i in range(4)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(UpstreamRejected, match="died 2 times while it answered this request") as caught:
+            await model.complete(Query("poison"))
+        answers = await asyncio.gather(*innocent)
+        with pytest.raises(UpstreamRejected, match="not sent again"):
+            await model.complete(Query("poison"))
+        await model.complete(Query("Hi"))
+
+        assert caught.value.status == 400
+        assert all(answer.text.startswith("near ") for answer in answers)
+        assert starts(tmp_path) == 3
+
+
+async def test_a_stream_that_kills_servers_is_not_sent_on_and_on(tmp_path):
+    """As for whole answers."""
+    async with fleet_of(tmp_path, stub_spec(tmp_path)) as (_fleet, model_of):
+        model = Retried(model_of("near"), 3, first_wait_s=0.02)
+        with pytest.raises(UpstreamRejected, match="not sent again"):
+            async for _ in model.stream(Query("poison")):
+                pass
+
+        assert (await model.complete(Query("Hi"))).text.startswith("near ")
+        assert starts(tmp_path) == 3
+
+
+async def test_a_stuck_server_that_says_it_is_well_is_restarted(tmp_path):
+    """Once a request heard nothing, one of our own tells whether anybody is answered."""
+    patience = replace(QUICK, silence_s=0.3)
+    async with fleet_of(tmp_path, stub_spec(tmp_path), patience=patience) as (fleet, model_of):
+        model = model_of("near", read_timeout_s=0.3)
+        await model.complete(Query("Hi"))
+
+        with pytest.raises(UpstreamTimeout):
+            await model.complete(Query("wedge"))
+        while fleet.engines["near"].restarts == 0:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+        answer = await model.complete(Query("Hi"))
+
+        assert answer.text.startswith("near ")
+        assert "answered no request any more" in fleet.engines["near"].failure.reason
+
+
+async def test_a_slow_answer_is_no_reason_to_restart(tmp_path):
+    """A server that answers the trial lives on, and so does what it is asked to do."""
+    patience = replace(QUICK, silence_s=5)
+    async with fleet_of(tmp_path, stub_spec(tmp_path), patience=patience) as (fleet, model_of):
+        model = model_of("near", read_timeout_s=0.2)
+        await model.complete(Query("Hi"))
+        (tmp_path / "state-near" / "slow").touch()
+
+        with pytest.raises(UpstreamTimeout):
+            await model.complete(Query("Hi"))
+        while fleet.engines["near"]._is_doubted:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+        (tmp_path / "state-near" / "slow").unlink()
+        await model.complete(Query("Hi"))
+
+        assert starts(tmp_path) == 1
+
+
 async def test_answers_carry_the_load_and_a_full_queue_is_a_reason(tmp_path):
     """A router sees the queue, and may leave the tier out."""
     async with fleet_of(tmp_path, stub_spec(tmp_path)) as (_fleet, model_of):
@@ -172,7 +241,7 @@ async def test_answers_carry_the_load_and_a_full_queue_is_a_reason(tmp_path):
 
 
 async def test_a_query_that_no_engine_can_take_loads_none(tmp_path):
-    """Tools without a parser for them, and fields that the model sets itself, are refused before anything starts."""
+    """Tools without a parser for them, fields that the model sets itself, and shapes that would make vLLM stumble."""
     async with fleet_of(tmp_path, stub_spec(tmp_path)) as (_fleet, model_of):
         model = model_of("near", extra={"cache_salt": "x"})
 
@@ -180,6 +249,13 @@ async def test_a_query_that_no_engine_can_take_loads_none(tmp_path):
             await model.complete(Query("Hi", tools=(ToolSpec("now"),)))
         with pytest.raises(UnsupportedOption, match="cache_salt"):
             await model.complete(Query("Hi", sampling=SamplingOptions(extra={"cache_salt": "y"})))
+
+        for shape in (
+            ResponseFormat("grammar", grammar="root ::= [z-a]"),
+            ResponseFormat("json_schema", schema={"allOf": [{"$ref": "#"}]}),
+        ):
+            with pytest.raises(RequestError, match=f"held to the {shape.kind}"):
+                await model.complete(Query("Hi", response_format=shape))
 
         assert starts(tmp_path) == 0
         assert model.card.unmet(Query("Hi", response_format=ResponseFormat("json_schema", schema={}))) == {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nearfar.errors import ConfigError, ModelLoadError, UpstreamError
+from nearfar.errors import ConfigError, ModelLoadError, UpstreamError, UpstreamTimeout
 from nearfar.models.http import HttpClient
 
 from .failures import Failure, explain, phase
@@ -24,6 +24,7 @@ from .load import EngineLoad, read_load
 from .process import ServerProcess, started_at
 from .records import Claim, Record, Records, State
 from .spec import EngineSpec
+from .suspects import Suspects
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Patience:
     health_every_s: float = 2.0
     health_s: float = 15.0  # for one answer to /health
     num_silences: int = 3  # unanswered in a row that make it count as hung
+    silence_s: float = 120.0  # for a request of two tokens, after another heard nothing
     first_wait_s: float = 1.0  # before the first restart; doubled each time
     longest_wait_s: float = 60.0
     num_restarts: int = 5  # in a row, after which it counts as failed
@@ -78,6 +80,8 @@ class Engine:
         restarts: starts after the first.
         failure: why the server is not there, or last was not.
         progress: told on the way up.
+        life: rises with every server that ended unasked.
+        suspects: queries that one of them was answering.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ class Engine:
         self.restarts = 0
         self.failure: Failure | None = None
         self.progress: Progress | None = None
+        self.life = 0
+        self.suspects = Suspects()
         self._records = Records(home)
         self._find = find
         self._patience = patience or Patience()
@@ -111,6 +117,8 @@ class Engine:
         self._address: Address | None = None
         self._http: HttpClient | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._is_doubted = False  # a request heard nothing
+        self._trial: asyncio.Task[bool] | None = None
         self._port: int | None = None
         self._key = secrets.token_urlsafe(32)
         self._ready_at: float | None = None
@@ -172,9 +180,15 @@ class Engine:
                 f"{self.spec.name!r} is not up: {failure.reason}.{again}", model=self.spec.name, was_sent=False
             )
 
-    def suspect(self) -> None:
-        """Says that a request to the server failed: nobody is told its address until it has been looked at."""
-        if self._state == "ready":
+    def suspect(self, *, is_silent: bool = False) -> None:
+        """Says that a request to the server failed: nobody is told its address until it has been looked at.
+
+        Args:
+            is_silent: it failed because nothing came, of which others may know nothing; a request of our own tells.
+        """
+        if is_silent:
+            self._is_doubted = True
+        elif self._state == "ready":
             self._set("starting")
         self._nudge.set()
 
@@ -240,6 +254,7 @@ class Engine:
             if self._ready_at is not None and time.monotonic() - self._ready_at > self._patience.stable_s:
                 failures = 0
             failures += 1
+            self.life += 1
             self.failure = failure
             _logger.warning("engine %s: %s", self.spec.name, failure.reason)
             await self._forget_server()
@@ -354,6 +369,9 @@ class Engine:
                     is_up = True
                     self._ready_at = self._ready_at or time.monotonic()
                     await self._measure()
+                    if await self._is_stuck():
+                        await self._end_hung()
+                        return Failure("it answered no request any more, though it said that it is well", True)
                     # A doubt that came while it was looked at is about a later moment than the look: look again.
                     if self._state != "ready" and not self._nudge.is_set():
                         self._set("ready")
@@ -409,6 +427,35 @@ class Engine:
         finally:
             await http.aclose()
 
+    async def _is_stuck(self) -> bool:
+        """Whether a doubted server has neither answered a request of two tokens nor written any for anybody.
+
+        vLLM's front says that it is well while the process behind it, which does the work, is stuck.
+        """
+        if self._trial is None and self._is_doubted and self._claim is not None:
+            self._trial = asyncio.create_task(self._try_out(), name=f"try {self.spec.name}")
+        if self._trial is None or not self._trial.done():
+            return False
+        trial, self._trial, self._is_doubted = self._trial, None, False
+        return trial.result()
+
+    async def _try_out(self) -> bool:
+        assert self._address is not None
+        before = self.load.generated_tokens if self.load is not None else 0
+        http = self._client(self._address, self._patience.silence_s)
+        try:
+            async with http.exchange(
+                "POST", http.endpoint("v1/completions"), json.dumps(self.spec.first_request()).encode()
+            ) as exchange:
+                await exchange.read()
+        except UpstreamTimeout:
+            return self.load is None or self.load.generated_tokens == before
+        except UpstreamError as exc:
+            _logger.info("engine %s: a request to try it failed: %s", self.spec.name, exc)
+        finally:
+            await http.aclose()
+        return False
+
     async def _wait_for_owner(self) -> None:
         """Returns once the process that looks after the server has found it ready, or is gone."""
         while True:
@@ -455,10 +502,12 @@ class Engine:
         """Drops the connection, and kills what a server of ours that has ended left behind."""
         if self._process is not None and self._claim is not None and not is_over and not self._process.is_running():
             await self._process.kill()
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
-            self._warming = None
+        for task in (self._warming, self._trial):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._warming = self._trial = None
+        self._is_doubted = False
         self._process = None
         self._address = None
         self.load = None

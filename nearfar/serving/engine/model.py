@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from nearfar.errors import UnsupportedOption, UpstreamUnavailable
+from nearfar.errors import RequestError, UnsupportedOption, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
+from nearfar.models.gbnf import Grammar
+from nearfar.models.json_schema import require_descent
 from nearfar.models.openai_wire import OpenAIWireModel
-from nearfar.types import FREE, Answer, ModelCard, Price, Query, StreamEnd, StreamEvent
+from nearfar.types import FREE, Answer, ModelCard, Price, Query, ResponseFormat, StreamEnd, StreamEvent
 
 from .engine import Address
 from .fleet import Fleet
+from .suspects import MOST_DEATHS, key_of
 
 
 class EngineModel:
@@ -83,25 +86,15 @@ class EngineModel:
             UpstreamError: the engine cannot be loaded, or failed.
         """
         query = self._prepared(query)
-        async with self._fleet.lease(self._engine.spec.name, limit_s=query.deadline_s) as address:
-            try:
-                answer = await self._wire(address).complete(query)
-            except UpstreamUnavailable:
-                self._engine.suspect()
-                raise
-            return self._signed(answer)
+        async with self._asked(query) as wire:
+            return self._signed(await wire.complete(query))
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece; raises what `complete` raises."""
         query = self._prepared(query)
-        async with self._fleet.lease(self._engine.spec.name, limit_s=query.deadline_s) as address:
-            try:
-                async with aclosing(self._wire(address).stream(query)) as events:
-                    async for event in events:
-                        yield StreamEnd(self._signed(event.answer)) if isinstance(event, StreamEnd) else event
-            except UpstreamUnavailable:
-                self._engine.suspect()
-                raise
+        async with self._asked(query) as wire, aclosing(wire.stream(query)) as events:
+            async for event in events:
+                yield StreamEnd(self._signed(event.answer)) if isinstance(event, StreamEnd) else event
 
     def unavailable(self) -> str | None:
         """Why the engine can take no query just now: it failed for good, or its queue is too long."""
@@ -121,10 +114,49 @@ class EngineModel:
         if self._owns_engine:
             await self._fleet.aclose(self._engine.spec.name)
 
+    @asynccontextmanager
+    async def _asked(self, query: Query) -> AsyncGenerator[OpenAIWireModel, None]:
+        """The server, for as long as it answers the query; whoever may have killed one before is tried alone."""
+        engine = self._engine
+        suspects = engine.suspects
+        key = key_of(query, self._served) if suspects else None
+        is_suspect = key is not None and key in suspects
+        async with AsyncExitStack() as held:
+            if key is not None and is_suspect:
+                self._refuse_killer(key)
+                if engine.state != "ready" or suspects.deaths(key, engine.life):
+                    await held.enter_async_context(suspects.alone)
+            address = await held.enter_async_context(self._fleet.lease(engine.spec.name, limit_s=query.deadline_s))
+            if key is not None and is_suspect:
+                self._refuse_killer(key)  # only now is it known whether the last server died
+            life = engine.life
+            try:
+                yield self._wire(address)
+            except (UpstreamUnavailable, UpstreamTimeout) as exc:
+                engine.suspect(is_silent=isinstance(exc, UpstreamTimeout))
+                if exc.was_sent:
+                    suspects.note(key or key_of(query, self._served), life)
+                raise
+            if key is not None:
+                suspects.clear(key)
+
+    def _refuse_killer(self, key: bytes) -> None:
+        deaths = self._engine.suspects.deaths(key, self._engine.life)
+        if deaths >= MOST_DEATHS:
+            raise UpstreamRejected(
+                f"{self._card.name!r} died {deaths} times while it answered this request, which is not sent again. "
+                f"Change it, and see why: nearfar engine logs {self._engine.spec.name}",
+                model=self._card.name,
+                status=400,
+                was_sent=False,
+            )
+
     def _prepared(self, query: Query) -> Query:
         """The query with this model's own fields; refused before anything is loaded if it cannot be answered."""
         for param, why in self._card.unmet(query).items():
             raise UnsupportedOption(f"{self._card.name!r} {why}.", param=param)
+        if query.response_format is not None:
+            _check_shape(query.response_format)
         if not self._extra:
             return query
         for key in self._extra:
@@ -156,3 +188,18 @@ class EngineModel:
     def _signed(self, answer: Answer) -> Answer:
         load = self._engine.load
         return replace(answer, signals={**load.signals(), **answer.signals}) if load is not None else answer
+
+
+def _check_shape(shape: ResponseFormat) -> None:
+    """Refuses what vLLM 0.32 ends with an internal error over, which would be tried again.
+
+    Raises:
+        RequestError: a schema that applies itself to the same value without end, or a grammar that is none.
+    """
+    try:
+        if shape.kind == "grammar":
+            Grammar(shape.grammar or "")
+        elif shape.schema is not None:
+            require_descent(shape.schema)
+    except ValueError as exc:
+        raise RequestError(f"no model can be held to the {shape.kind}: {exc}.", param="response_format") from exc

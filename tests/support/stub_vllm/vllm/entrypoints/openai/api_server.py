@@ -3,7 +3,8 @@
 `STUB_FAULT` is one of: `oom`, `import`, `remote`, `port`, `model` (says so and ends), `crash-once` (ends at its first
 start), `crash-asked` (ends at its first start, when it is asked), `never` (does not become ready); `STUB_STATE` is a
 folder that remembers earlier starts, and the answers that were given. The file `hang` in it makes the server silent;
-`slow` makes answers take half a second.
+`slow` makes answers take half a second. A message with "poison" in it ends the server, and one with "wedge" keeps it
+from answering anybody, though it goes on to say that it is well.
 """
 
 import json
@@ -26,6 +27,7 @@ SAYS = {
     "model": "OSError: nobody/nothing is not a local folder and is not a valid model identifier listed on a hub",
 }
 running = threading.Semaphore(0)
+stuck = threading.Event()
 counts = {"running": 0, "tokens": 0}
 
 
@@ -75,6 +77,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if (STATE / "slow").exists():
                 time.sleep(0.5)
+            words = json.dumps(body.get("messages"))
+            if "poison" in words:
+                os._exit(1)
+            if "wedge" in words:
+                stuck.set()
+            if stuck.is_set():
+                time.sleep(3600)
             if FAULT == "crash-asked" and not (STATE / "crashed").exists():
                 (STATE / "crashed").touch()
                 os._exit(1)
