@@ -31,6 +31,7 @@ class FormKernel:
         self.penalty = penalty
         self._features = Features(None)
         self._known: Any = None  # (queries, features), float32
+        self._squares: Any = None  # their squared lengths
         self._weights: Any = None  # (queries, numbers), float32
         self._intercepts: Any = None
 
@@ -44,7 +45,8 @@ class FormKernel:
         if len(known) > _MOST_QUERIES:
             drawn = np.sort(np.random.default_rng(0).choice(len(known), _MOST_QUERIES, replace=False))
             known, wanted = known[drawn], wanted[drawn]
-        self._known, self._intercepts = known, wanted.mean(axis=0)
+        self._know(known)
+        self._intercepts = wanted.mean(axis=0)
         kernel = self._kernel(known)
         kernel[np.diag_indices_from(kernel)] += self.penalty
         factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
@@ -58,10 +60,13 @@ class FormKernel:
         asked = self._features.transform(queries).astype(np.float32)
         return self._kernel(asked) @ self._weights + self._intercepts
 
+    def _know(self, known: Any) -> None:
+        self._known, self._squares = known, (known**2).sum(axis=1)
+
     def _kernel(self, asked: Any) -> Any:
         import numpy as np
 
-        squares = (asked**2).sum(axis=1)[:, None] + (self._known**2).sum(axis=1)
+        squares = (asked**2).sum(axis=1)[:, None] + self._squares
         squares -= 2 * (asked @ self._known.T)
         return np.exp(-self.width * np.maximum(squares, 0, out=squares), out=squares)
 
@@ -81,6 +86,6 @@ class FormKernel:
         """The regression that `state` describes."""
         kernel = cls(width=state["width"], penalty=state["penalty"])
         kernel._features = Features.from_state(state["features"], None)
-        kernel._known, kernel._weights = state["known"], state["weights"]
-        kernel._intercepts = state["intercepts"]
+        kernel._know(state["known"])
+        kernel._weights, kernel._intercepts = state["weights"], state["intercepts"]
         return kernel
