@@ -7,6 +7,11 @@ import signal
 import socket
 import sys
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 import httpx2
 import pytest
 from support.gateway import gateway, request_bytes, router_of, settings_of, talk
@@ -39,7 +44,7 @@ print("closed", flush=True)
 """
 
 
-async def start(tmp_path, *, delay_s, grace_s):
+async def start(tmp_path, *, delay_s, grace_s, most_files=None):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -48,6 +53,7 @@ async def start(tmp_path, *, delay_s, grace_s):
         str(delay_s),
         str(grace_s),
         stdout=asyncio.subprocess.PIPE,
+        preexec_fn=most_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most_files // 4, most_files))),
     )
     line = (await process.stdout.readline()).decode()
     return process, line.split()[-1].removesuffix("/v1")
@@ -101,6 +107,22 @@ async def test_a_stop_does_not_wait_for_ever(tmp_path, signals):
     assert b"200 OK" not in reply
     assert await process.wait() == 0
     assert await statuses(tmp_path) == ["cancelled"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")
+async def test_idle_connections_do_not_keep_others_out(tmp_path):
+    """More of them than files may be open: those that want nothing for longest make room."""
+    process, url = await start(tmp_path, delay_s=0, grace_s=1, most_files=256)
+    host, port = url.removeprefix("http://").split(":")
+    idle = [await asyncio.open_connection(host, int(port)) for _ in range(400)]
+
+    reply = await asyncio.wait_for(talk(url, request_bytes(CHAT, HI)), 20)
+    for _, writer in idle:
+        writer.close()
+    process.send_signal(signal.SIGTERM)
+
+    assert reply.startswith(b"HTTP/1.1 200")
+    assert await process.wait() == 0
 
 
 async def test_a_port_that_is_taken_is_named():

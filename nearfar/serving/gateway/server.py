@@ -13,6 +13,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -30,6 +35,8 @@ from .streams import GONE
 #: connection is lost. Five seconds in httpx, four in Node.
 _KEEP_ALIVE_S = 65
 _BACKLOG = 2048
+
+_MOST_CONNECTIONS = 50_000
 
 #: Objects made and not yet freed that start a collection; Python's own 700 are a handful of requests.
 _COLLECT_AFTER = 20_000
@@ -56,6 +63,7 @@ def serve(
         ConfigError: the address cannot be bound.
     """
     _spare_the_collector()
+    _allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(router, settings, doors, agents, announce))
 
@@ -89,6 +97,22 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 50)
+
+
+def _allow_many_files() -> None:
+    """Takes as many open files as the process may have: 1,024, a usual start, are as many idle connections."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _max_connections() -> int:
+    """Three quarters of the files that may be open: models and the log need some, too."""
+    if resource is None:
+        return _MOST_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, max(1, files * 3 // 4))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -232,6 +256,8 @@ class _Protocol(HttpToolsProtocol):
     """
 
     max_header_bytes: int
+    max_connections: int
+    waiting: dict[_Protocol, None]  # the server's connections without a request, in the order in which they wait
 
     receiving_since = _NEVER
     _head_bytes = 0
@@ -241,8 +267,14 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.receiving_since = self.loop.time()
         self._gone: set[Callable[[], None]] = set()
+        self.waiting[self] = None
+        if len(self.connections) > self.max_connections:
+            longest = next(iter(self.waiting))  # whoever wants nothing makes room
+            del self.waiting[longest]
+            longest.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.waiting.pop(self, None)
         super().connection_lost(exc)
         for call in tuple(self._gone):
             call()
@@ -263,10 +295,16 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._has_head = True
+        self.waiting.pop(self, None)
         super().on_headers_complete()
         if self.scope["method"] != "HEAD":  # whose replies have no body
             self.scope["extensions"][WHOLE] = partial(_reply, self.cycle, self.transport)  # type: ignore[assignment]
             self.cycle.transport = _WithHead(self.transport)  # type: ignore[assignment]  # all that a reply uses
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self.waiting[self] = None
 
     def on_message_complete(self) -> None:
         self.receiving_since = _NEVER
@@ -349,5 +387,9 @@ class _WithHead:
 
 
 def _protocol(settings: GatewaySettings) -> type[_Protocol]:
-    limits: dict[str, Any] = {"max_header_bytes": settings.max_header_bytes}
+    limits: dict[str, Any] = {
+        "max_header_bytes": settings.max_header_bytes,
+        "max_connections": _max_connections(),
+        "waiting": {},
+    }
     return type("_LimitedProtocol", (_Protocol,), limits)
