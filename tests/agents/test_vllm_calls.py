@@ -1,6 +1,7 @@
-"""No invalid call from the real vLLM at temperature 1, held over OpenAI's wire; skipped where there is no vLLM.
+"""No invalid call from the real vLLM at temperature 1, held over OpenAI's wire; and a role's own adapter on it.
 
-Make it with `make vllm`. The grammar is ours and xgrammar keeps it; a JSON Schema is kept as vLLM's back ends read it.
+Skipped where there is no vLLM; make it with `make vllm`. The grammar is ours and xgrammar keeps it; a JSON Schema is
+kept as vLLM's back ends read it.
 """
 
 import asyncio
@@ -12,13 +13,16 @@ from random import Random
 import pytest
 from jsonschema import Draft202012Validator
 from support.checkpoint import VLLM_PYTHON, smollm2_checkpoint
+from support.peft import write_peft
 
 from nearfar.agents.call_checking import CallChecker, unfit
 from nearfar.agents.calls import CallTier, CallWriter
+from nearfar.agents.types import Called, Decided, Ended, Planned
 from nearfar.config import Settings
 from nearfar.errors import UpstreamError
 from nearfar.types import Query, SamplingOptions, ToolSpec
 from nearfar.wiring import build
+from nearfar.wiring.agents import open_agent, open_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 _SPEC = importlib.util.spec_from_file_location("fuzzed_schemas_of_vllm", ROOT / "benchmarks" / "fuzzed_schemas.py")
@@ -45,6 +49,28 @@ model = "{model}"
 context_window = 2048
 threads = 2
 memory_gib = 3.0
+"""
+
+ROLES = ("planner", "caller", "summarizer")
+ADAPTED = """loras = {{ planner = "planner", caller = "caller", summarizer = "summarizer" }}
+
+[agents.clerk]
+seconds = 300
+[agents.clerk.roles]
+planner = "smol+planner"
+caller = "smol+caller"
+summarizer = {{ model = "smol+summarizer", max_tokens = 12 }}
+[agents.clerk.tools.calculator]
+kind = "calculator"
+
+[agents.unadapted]
+seconds = 300
+[agents.unadapted.roles]
+planner = "smol"
+caller = "smol"
+summarizer = {{ model = "smol", max_tokens = 12 }}
+[agents.unadapted.tools.calculator]
+kind = "calculator"
 """
 
 
@@ -122,3 +148,37 @@ async def test_every_call_parses_and_fits(router, count, record_property):
     for (seed, tools), found in zip(few, shaped, strict=True):
         for call in found.calls if found else ():
             assert is_valid(call, tools), (seed, call)
+
+
+async def test_each_role_is_answered_by_its_own_adapter(tmp_path, checkpoint):
+    """Adapters that change nothing plan and call as the model does; the loud one of the summarizer alters its words."""
+    for role in ROLES:
+        write_peft(tmp_path / role, seed=1, scale=2.0 if role == "summarizer" else 0.0)
+    config = tmp_path / "nearfar.toml"
+    config.write_text((CONFIG + ADAPTED).format(home=tmp_path / "data", python=VLLM_PYTHON, model=checkpoint))
+    wired = build(Settings.load(config))
+    store = await open_runs(wired.settings)
+    told = {}
+
+    try:
+        async with store:
+            for name in ("clerk", "unadapted"):
+                async with open_agent(wired, wired.settings.agents[name], name, store) as agent:
+                    told[name] = [event async for event in agent.stream("What is 6 times 7?")]
+    finally:
+        await wired.aclose()
+
+    def of(name, kind):
+        return [event for event in told[name] if isinstance(event, kind)]
+
+    ended = [of(name, Ended)[0].result for name in told]
+    assert [(each.status, each.reason) for each in ended] == [("answered", "")] * 2
+    assert {event.role: event.model for event in of("clerk", Decided)} == {role: f"smol+{role}" for role in ROLES}
+    assert {event.model for event in of("unadapted", Decided)} == {"smol"}
+    said = [[(event.next, event.text) for event in of(name, Planned)] for name in told]
+    called = [[(event.call.name, event.call.arguments) for event in of(name, Called)] for name in told]
+    assert said[0] == said[1]
+    assert called[0] == called[1]
+    assert called[0]
+    assert all(0 < event.score <= 1 for event in of("clerk", Planned))
+    assert ended[0].text != ended[1].text
