@@ -184,6 +184,14 @@ def own_score(role: str, item: Item, answer: Answer) -> float | None:
         return None
 
 
+def first_listed(text: str) -> str | None:
+    """What the planner lists first, whatever its marker says."""
+    try:
+        return str(json.loads(text)["plan"][0])
+    except (ValueError, KeyError, IndexError):  # cut off
+        return None
+
+
 Score = Callable[[str, Item, Answer], float | None]
 
 
@@ -209,7 +217,10 @@ def compared(role: str, name: str, found: list[dict[str, Any]]) -> dict[str, Any
     gains = [auroc(scores[at], right[at]) - auroc(before[at], right[at]) for at in samples]
     low, high = np.nanquantile(gains, (0.025, 0.975))
     gain = float(auroc(scores, right) - auroc(before, right))
+    items = {item.id: item for item in items_of(role, name)}
+    listed = [first_listed(row["text"]) in items[row["id"]].gold for row in found] if role == PLANNER else []
     return figures(ours) | {
+        **({"accuracy_of_first_listed": round(sum(listed) / len(listed), 4)} if listed else {}),
         "auroc_of_own_probabilities": figures(own)["auroc"],
         "auroc_gain": {"value": round(gain, 4), "interval": [round(float(low), 4), round(float(high), 4)]},
     }

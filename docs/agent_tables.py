@@ -148,14 +148,17 @@ def _role_scores(results: Mapping[str, Any]) -> str:
     heads = ["who, on what", "n", "right", "AUROC of the score", "of the model's own probabilities"]
     heads += ["least sure quarter from gold", "random quarter", "gain"]
     lines = [f"{results['model']}.", "", f"| {' | '.join(heads)} |", "|---|---:|---|---|---|---|---|---|"]
+    listed = []
     for role, sets in results["roles"].items():
         for name, label in _ROLE_SETS[role].items():
             for kind, found in sets.get(name, {}).items():
                 keys = ("accuracy", "auroc", "auroc_of_own_probabilities", "escalated_least_sure", "escalated_random")
                 cells = " | ".join(share(found[key]) for key in keys)
-                who = f"{role}{', its adapter' if kind == 'adapters' else ''}: {label}"
+                who = f"{role}{' with its adapter' if kind == 'adapters' else ''}, {label}"
                 lines.append(f"| {who} | {found['n']} | {cells} | {signed(found['gain_over_random'])} |")
-    return "\n".join(lines)
+                if "accuracy_of_first_listed" in found:
+                    listed.append(f"{found['accuracy_of_first_listed']:.2f} ({who.removeprefix(role).lstrip(', ')})")
+    return "\n".join([*lines, "", f"What the planner lists first is right for {', '.join(listed)}."])
 
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
