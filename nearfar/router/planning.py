@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from operator import attrgetter
 
+import msgspec
+
 from nearfar.errors import RequestError
 from nearfar.types import (
     FREE,
@@ -124,6 +126,23 @@ def check(query: Query) -> None:
     if query.tools or query.tool_choice is not None or sampling.top_logprobs is not None:
         for objection, param in _contradictions(query):
             raise RequestError(objection, param=param)
+
+
+def check_text(query: Query) -> None:
+    """Refuses a query with half a character in it (a lone surrogate), which neither wire nor log can hold.
+
+    JSON that came over HTTP has none; what Python read from a command line or a file of another encoding may.
+
+    Raises:
+        RequestError: a text has one.
+    """
+    try:
+        msgspec.json.encode(query)
+    except UnicodeEncodeError as exc:
+        raise RequestError(
+            f"{exc.object[exc.start : exc.start + 20]!r} begins with what is no character. Read the text as UTF-8.",
+            param="messages",
+        ) from exc
 
 
 def _contradictions(query: Query) -> Iterator[tuple[str, str]]:

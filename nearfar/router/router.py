@@ -25,7 +25,7 @@ from .asked_signals import asked_probes
 from .cascade import Cascade, Tier
 from .learning import Learning, LiveMonitor
 from .outcomes import Outcome, OutcomeLog
-from .planning import Plan, check, plan
+from .planning import Plan, check, check_text, plan
 from .recall import Recall, pieces
 from .run import Run
 from .scorers import MeanProbability
@@ -213,6 +213,8 @@ class Router:
 
     def _run(self, query: Query, door: str) -> Run:
         check(query)
+        if door != "http":
+            check_text(query)
         cascade = self._cascade(query)
         is_named = self._kinds[query.model] == "model"
         return Run(cascade, query, door=door, is_named=is_named, journal=self)

@@ -821,3 +821,25 @@ async def test_a_tier_whose_draft_is_wanted_is_asked_though_its_answer_is_never_
     assert answer.tier == "far"
     assert len(first.queries) == 1
     assert "near says so" in second.queries[0].messages[-1].text
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query("a\ud800b"),
+        Query("Hi", sampling=SamplingOptions(stop=("\udfff",))),
+        Query("Hi", metadata={"note": "\udcff"}),
+        Query("Hi", tools=(ToolSpec("f", "\udcff"),)),
+    ],
+    ids=["prompt", "stop", "metadata", "tool"],
+)
+async def test_half_a_character_is_refused(query: Query) -> None:
+    """Neither a wire nor the log could hold it, and one lost record makes the log count as failed."""
+    router, log = cascade_of(near("Hi"))
+
+    with pytest.raises(RequestError, match="no character"):
+        await router.answer(query)
+    with pytest.raises(RequestError, match="no character"):
+        router.stream(query)
+
+    assert log.decisions == []
