@@ -12,6 +12,8 @@ TABLES = ("routellm_gsm8k", "routellm_mmlu")
 CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence", "routellm_gsm8k")
 DULL = "plain tfidf ridge"
 _ALSO = "hybrid --also routellm_mmlu"
+#: What the attempts at a table are called, where not by its name.
+_TITLES = {"design": "judge"}
 _DRAWS = {2: "two", 3: "three", 4: "four"}
 
 
@@ -176,7 +178,7 @@ def _attempts(path: Path) -> str:
     found, table = _read(name), name.removeprefix("attempts_")
     num_draws = len(found["rows"][0]["draws"])
     header = [
-        f"{table}, n = {found['n']:,}",
+        f"{_TITLES.get(table, table)}, n = {found['n']:,}",
         "APGR",
         "95 %",
         *([f"mean of {_DRAWS[num_draws]} draws of the folds"] if num_draws > 1 else []),
