@@ -14,6 +14,7 @@ from nearfar.errors import BudgetExceeded, NearfarError, RequestError, RunConfli
 
 from .checkpoints import RunStore
 from .desk import Desk, OffPlan, State, elapsed_s
+from .fitting import Fitting
 from .journal import RunRecord
 from .roles import Role
 from .runs import new_run_id
@@ -201,7 +202,7 @@ class GraphAgent:
         return Desk(
             run_id,
             task,
-            self._team.responder,
+            Fitting(self._team.responder),
             self._roles,
             self._team.toolbox,
             self._team.store.journal,
