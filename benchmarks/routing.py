@@ -9,8 +9,8 @@ classifier's answers to a recorded model; `latency` times one decision; `parity`
 implementation's (`$NEARFAR_REFERENCE_EVALUATION`, a Python file, needs numpy and pandas); `curve` is the learning
 curve of the default; `vectors` embeds the tables' texts by MiniLM into --keep. Features come from the query's text and
 the near answer alone. MiniLM is among the embedders where its extra is installed, or where --keep has its vectors.
-With --keep FOLDER the vectors and the routers' scores stay in that folder, by the code that made them, and a run that
-was cut off goes on; `--router NAME` makes only that router's scores there.
+With --keep FOLDER the vectors, the routers' scores and their figures stay in that folder, by the code that made them,
+and a run that was cut off goes on; `--router NAME` makes only that router's scores there.
 
 Writes results/routing_<part>.json. The data folder is $NEARFAR_DATA unless told; where it is missing nothing runs.
 """
@@ -98,29 +98,43 @@ def plain_tfidf(examples: Sequence[RoutingExample]) -> list[float]:
 
 
 def summary(
-    scores: Scores, examples: Sequence[RoutingExample], against: str | None, resamples: int
+    scores: Scores, examples: Sequence[RoutingExample], against: str | None, resamples: int, keeper: Keeper
 ) -> list[dict[str, Any]]:
     """A row per score: its figures, their intervals and the paired difference to a baseline."""
     weak, strong = [each.weak for each in examples], [each.strong for each in examples]
     rows = []
     for name, found in scores.items():
-        metrics = routing_metrics(found, weak, strong)
-        intervals = bootstrap_metrics(found, weak, strong, resamples=resamples)
-        row: dict[str, Any] = {
-            "router": name,
-            **{key: getattr(metrics, key) for key in ("apgr", "cpt50", "cpt80", "pgr20", "pgr50", "audc")},
-            "intervals": {key: [each.low, each.high] for key, each in intervals.items()},
-            "aiq": aiq(cost_curve(found, weak, strong, [0.0] * len(weak), [1.0] * len(weak), is_cascade=False)),
-        }
-        if against and name != against:
-            difference, interval = apgr_difference(found, scores[against], weak, strong, resamples=resamples)
-            row["apgr_minus_" + against] = [difference, interval.low, interval.high]
-        rows.append(row)
-        print(
-            f"{name:32s} APGR {metrics.apgr:.4f} [{intervals['apgr'].low:.3f}, {intervals['apgr'].high:.3f}]",
-            flush=True,
-        )
+        other = scores[against] if against and name != against else None
+        made = keeper.figures([found, other, weak, strong, resamples], lambda of=(found, other): figures(
+            *of, weak, strong, resamples
+        ))  # fmt: skip
+        difference = made.pop("difference")
+        rows.append({"router": name, **made} | ({f"apgr_minus_{against}": difference} if difference else {}))
+        low, high = made["intervals"]["apgr"]
+        print(f"{name:32s} APGR {made['apgr']:.4f} [{low:.3f}, {high:.3f}]", flush=True)
     return rows
+
+
+def figures(
+    found: Sequence[float],
+    other: Sequence[float] | None,
+    weak: Sequence[float],
+    strong: Sequence[float],
+    resamples: int,
+) -> dict[str, Any]:
+    """A score's figures, and its difference to another's, which is none where there is no other."""
+    metrics = routing_metrics(found, weak, strong)
+    intervals = bootstrap_metrics(found, weak, strong, resamples=resamples)
+    difference = None
+    if other is not None:
+        gap, interval = apgr_difference(found, other, weak, strong, resamples=resamples)
+        difference = [gap, interval.low, interval.high]
+    return {
+        **{key: getattr(metrics, key) for key in ("apgr", "cpt50", "cpt80", "pgr20", "pgr50", "audc")},
+        "intervals": {key: [each.low, each.high] for key, each in intervals.items()},
+        "aiq": aiq(cost_curve(found, weak, strong, [0.0] * len(weak), [1.0] * len(weak), is_cascade=False)),
+        "difference": difference,
+    }
 
 
 def baselines(examples: Sequence[RoutingExample]) -> Scores:
@@ -153,6 +167,17 @@ class Keeper:
             found = score()
             path.write_text(json.dumps(found))
         kept: list[float] = json.loads(path.read_text())
+        return kept
+
+    def figures(self, of: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` gives of these scores and outcomes, or gave when the figures' code was the same."""
+        if self.folder is None:
+            return make()
+        code = Path(inspect.getfile(bootstrap_metrics)).read_bytes()
+        path = self.folder / f"figures {hashlib.sha256(json.dumps(of).encode() + code).hexdigest()[:16]}.json"
+        if not path.exists():
+            path.write_text(json.dumps(make()))
+        kept: dict[str, Any] = json.loads(path.read_text())
         return kept
 
     def out_of_fold(
@@ -236,11 +261,17 @@ def predictive(table: str, keeper: Keeper, only: str | None, fold: int | None, r
     for shown, (name, embedder) in routers.items():
         if only in (None, shown):
             scores[shown] = keeper.out_of_fold(table, shown, make(name, embedder=embedder), examples, fold)
-    return measured(table, weak, strong, examples, scores, resamples) if only is None else None
+    return measured(table, weak, strong, examples, scores, resamples, keeper) if only is None else None
 
 
 def measured(
-    table: str, weak: str, strong: str, examples: Sequence[RoutingExample], scores: Scores, resamples: int
+    table: str,
+    weak: str,
+    strong: str,
+    examples: Sequence[RoutingExample],
+    scores: Scores,
+    resamples: int,
+    keeper: Keeper,
 ) -> dict[str, Any]:
     """The scores of one table with their figures."""
     return {
@@ -249,7 +280,7 @@ def measured(
         "strong": strong,
         "n": len(examples),
         "num_folds": NUM_FOLDS,
-        "rows": summary(scores, examples, "plain tfidf ridge", resamples),
+        "rows": summary(scores, examples, "plain tfidf ridge", resamples, keeper),
     }
 
 
@@ -324,7 +355,7 @@ def cascade(
         "signals": signals,
         "n": len(examples),
         "against": against,
-        "rows": summary(scores, examples, against, resamples),
+        "rows": summary(scores, examples, against, resamples, keeper),
     }
 
 
