@@ -48,6 +48,7 @@ def print_run(
     console.print(_tree(events(state.get("trace", [])), decisions))
     for each in approvals:
         said = {None: "[yellow]waits for a person[/]", True: "allowed", False: "denied"}[each.is_allowed]
+        said += f" by {escape(each.answered_by)}" if each.answered_by else ""
         asked = escape(f"{each.call.name} {each.call.arguments}")
         console.print(
             f"[dim]approval {each.approval_id}[/] {asked}: {said} [dim]({escape(each.why)})[/]", soft_wrap=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 #: Files of patterns, read in every folder; both have .gitignore's syntax.
 IGNORE_FILES = (".gitignore", ".nearfarignore")
 
+#: `*`, `**` or more: five in a pattern take pathspec 45 s for a name of 120 characters, four take 2 s, three .2 s.
+_WILDCARD = re.compile(r"\*+")
+_MOST_WILDCARDS = 4
+
 
 def check_paths(paths: Iterable[Path]) -> None:
     """Does nothing if there is a file or a folder of each name.
@@ -28,7 +33,7 @@ def check_paths(paths: Iterable[Path]) -> None:
             raise DataError(f"There is no file or folder {str(path)!r}. Check the path.", path=str(path))
 
 
-def walk(root: Path, *, exclude: Sequence[str] = (), unread: list[Path] | None = None) -> Iterator[Path]:
+def walk(root: Path, *, exclude: Sequence[str] = (), unread: dict[Path, str] | None = None) -> Iterator[Path]:
     """The files under a folder, or the file itself, in a fixed order.
 
     Left out are hidden files and folders, links, what is no regular file, and what .gitignore or .nearfarignore files
@@ -37,21 +42,21 @@ def walk(root: Path, *, exclude: Sequence[str] = (), unread: list[Path] | None =
     Args:
         root: an absolute path.
         exclude: more patterns, relative to the root.
-        unread: where the folders go that may not be listed.
+        unread: where the folders go that cannot be listed, each with why, in words that follow its name.
 
     Raises:
         DataError: there is no such file or folder.
-        ConfigError: pathspec is not installed.
+        ConfigError: pathspec is not installed, or a pattern of yours, or of a folder above, has too many wildcards.
     """
     if root.is_file():
         yield root
         return
     check_paths([root])
     specs = [*_above(root), (root, _spec(exclude))]
-    yield from _walk(root, specs, [] if unread is None else unread)
+    yield from _walk(root, specs, {} if unread is None else unread)
 
 
-def _walk(folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: list[Path]) -> Iterator[Path]:
+def _walk(folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: dict[Path, str]) -> Iterator[Path]:
     levels = [_entries(folder, specs, unread)]  # not by recursion: folders may be deeper than Python's stack
     while levels:
         found = next(levels[-1], None)
@@ -66,15 +71,18 @@ def _walk(folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: lis
 
 
 def _entries(
-    folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: list[Path]
+    folder: Path, specs: Sequence[tuple[Path, GitIgnoreSpec]], unread: dict[Path, str]
 ) -> Iterator[tuple[Path, Sequence[tuple[Path, GitIgnoreSpec]] | None]]:
     """What the folder has that is not left out; a folder with the patterns that hold in it."""
-    specs = [*specs, *_specs_in(folder)]
     try:
+        specs = [*specs, *_specs_in(folder)]
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError:
-        unread.append(folder)
+        unread[folder] = "is a folder that may not be listed"
+        return
+    except _Costly as exc:  # without the pattern, what it hides would be found
+        unread[folder] = f"is left out: {exc}"
         return
     for entry in entries:
         if entry.name.startswith(".") or entry.is_symlink():
@@ -122,7 +130,14 @@ def _specs_in(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
     return found
 
 
+class _Costly(ConfigError):
+    """A pattern that may be matched for hours: each wildcard multiplies the time by the length of the name."""
+
+
 def _spec(lines: Sequence[str]) -> GitIgnoreSpec:
+    for line in lines:
+        if not line.startswith("#") and len(_WILDCARD.findall(line)) > _MOST_WILDCARDS:
+            raise _Costly(f"the ignore pattern {line[:100]!r} has more than {_MOST_WILDCARDS} wildcards; split it")
     try:
         from pathspec import GitIgnoreSpec
     except ImportError as exc:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def index_paths(
     started = time.monotonic()
     report = Report()
     roots = list(dict.fromkeys(path.absolute() for path in paths))
-    unread: list[Path] = []
+    unread: dict[Path, str] = {}
     found = [(root, list(walk(root, exclude=exclude, unread=unread))) for root in roots]
     total = sum(len(files) for _, files in found)
     done = 0
@@ -140,10 +140,10 @@ class _Run:
         except OSError as exc:
             self._failures.append((source, f"cannot be read: {exc.strerror or exc}"))
 
-    def end(self, seen: set[str], unread: Sequence[Path]) -> None:
+    def end(self, seen: set[str], unread: Mapping[Path, str]) -> None:
         """Deletes what has vanished and notes what failed."""
         blind = tuple(f"{folder}/" for folder in unread)
-        self._failures += [(str(folder), "is a folder that may not be listed") for folder in unread]
+        self._failures += [(str(folder), why) for folder, why in unread.items()]
         gone = [
             source
             for source in self._writer.sources_under(str(self._root))

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from support import hostile
 
+from nearfar.errors import ConfigError
 from nearfar.retrieval.chunking import Chunking
 from nearfar.retrieval.collection import Collection
 from nearfar.retrieval.documents import Unreadable
+from nearfar.retrieval.folders import walk
 from nearfar.retrieval.indexing import index_paths
 from nearfar.retrieval.reading import MEMORY_BYTES, MEMORY_PER_BYTE, ReadingProcess
 from nearfar.retrieval.writing import CollectionWriter
@@ -125,6 +127,23 @@ def test_pipes_links_and_depths_stop_nobody(tmp_path):
 
     assert names == {"0.txt", "zz.txt", "found.txt"}
     assert report.failures == []
+
+
+@pytest.mark.parametrize("pattern", ["*a*a*a*a*a*a*b", "**/a/**/a/**/a/**/a/**/a/b"])
+def test_ignore_patterns_that_take_for_ever_leave_their_folder_out(tmp_path, pattern):
+    """Matching one may take hours; without it, what it hides would be indexed."""
+    folder = written(tmp_path / "files", {})
+    (folder / "sub").mkdir()
+    (folder / "sub" / ".gitignore").write_text(f"# a*b*c*d*e*f\n{pattern}\n")
+    (folder / "sub" / ("a" * 200)).write_text(GOOD)
+
+    report, names = indexed(folder, tmp_path)
+
+    assert [Path(source).name for source, _ in report.failures] == ["sub"]
+    assert f"the ignore pattern {pattern!r} has more than 4 wildcards" in report.failures[0][1]
+    assert names == {"0.txt", "zz.txt"}
+    with pytest.raises(ConfigError, match="has more than 4 wildcards"):
+        list(walk(folder, exclude=[pattern]))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
