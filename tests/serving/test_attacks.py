@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import httpx2
 import pytest
@@ -141,6 +142,57 @@ async def test_dripping_does_not_win_time():
         reply = await asyncio.wait_for(talk(server.url, *drops, pause_s=0.05), 30)
 
     assert reply == b"" or reply.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_reply_that_nobody_takes_is_let_go():
+    """Else whoever reads nothing keeps megabytes of ours for as long as it likes."""
+    body = json.dumps({"model": "auto", "input": "Hi", "instructions": "x" * 14_000_000}).encode()
+
+    async with gateway(router_of(ScriptedModel(["Hi"])), receive_timeout_s=0.5) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((host, int(port)))
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(client, request_bytes("/v1/responses", body))
+            async with asyncio.timeout(30):
+                while server._server.server_state.connections:  # noqa: ASYNC110 - there is no event to wait for
+                    await asyncio.sleep(0.05)
+        alive = await is_alive(server.url)
+
+    assert alive
+
+
+async def test_a_slow_reader_gets_its_whole_reply():
+    """As long as it takes some of it now and then."""
+    text = "x" * 12_000_000
+
+    async with gateway(router_of(ScriptedModel([text])), receive_timeout_s=1.0) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        loop = asyncio.get_running_loop()
+        size = 0
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            client.connect((host, int(port)))
+            client.setblocking(False)
+            await loop.sock_sendall(client, request_bytes(CHAT, HI))
+            begun = loop.time()
+            while part := await loop.sock_recv(client, 1_000_000):
+                size += len(part)
+                await asyncio.sleep(0.01 if loop.time() - begun > 2.5 else 0.2)
+
+    assert size > len(text)
+
+
+async def test_an_error_repeats_little_of_what_was_sent():
+    """A name of megabytes is not told back."""
+    body = json.dumps({"model": "m" * 5_000_000, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+
+    async with gateway(router_of(ScriptedModel(["Hi"]))) as server:
+        reply = await talk(server.url, request_bytes(CHAT, body))
+
+    assert reply.startswith(b"HTTP/1.1 404")
+    assert len(reply) < 10_000
 
 
 async def test_an_endless_head_is_cut_off():

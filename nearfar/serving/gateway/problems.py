@@ -39,6 +39,14 @@ _QUOTA = "insufficient_quota"
 _REQUEST_AT_FAULT = frozenset({400, 413, 422})
 
 
+#: Of a message or a field's name: a name of 16 MB is not told back to whoever sent it.
+_MOST_CHARACTERS = 2_000
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An HTTP error."""
@@ -55,7 +63,8 @@ class Problem:
 
     def to_error(self) -> dict[str, Any]:
         """The value of `error` in the body."""
-        error = {"message": scrub(self.message), "type": self.type, "param": self.param, "code": self.code}
+        param = None if self.param is None else self.param[:_MOST_CHARACTERS]
+        error = {"message": scrub(_short(self.message)), "type": self.type, "param": param, "code": self.code}
         if self.decision_id is not None:
             error["decision_id"] = self.decision_id
         return error

@@ -8,15 +8,18 @@ import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
 try:
+    import fcntl
     import resource
+    import termios
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    fcntl = resource = termios = None  # type: ignore[assignment]
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -37,6 +40,7 @@ _KEEP_ALIVE_S = 65
 _BACKLOG = 2048
 
 _MOST_CONNECTIONS = 50_000
+_TICKS_PER_S = 10  # uvicorn's
 
 #: Objects made and not yet freed that start a collection; Python's own 700 are a handful of requests.
 _COLLECT_AFTER = 20_000
@@ -236,9 +240,12 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         latest = asyncio.get_running_loop().time() - self._receive_timeout_s
+        is_second = counter % _TICKS_PER_S == 0
         for connection in list(self.server_state.connections):
             if isinstance(connection, _Protocol) and connection.receiving_since < latest:
                 connection.refuse(_TOO_SLOW)
+            elif is_second and isinstance(connection, _Protocol) and connection.stalled_since() < latest:
+                connection.transport.abort()  # closing it would wait for what is not sent
         return await super().on_tick(counter)
 
 
@@ -260,6 +267,8 @@ class _Protocol(HttpToolsProtocol):
     waiting: dict[_Protocol, None]  # the server's connections without a request, in the order in which they wait
 
     receiving_since = _NEVER
+    _stalled_since = _NEVER
+    _unsent_bytes = 0
     _head_bytes = 0
     _has_head = False  # of the request that came last
 
@@ -310,6 +319,18 @@ class _Protocol(HttpToolsProtocol):
         self.receiving_since = _NEVER
         super().on_message_complete()
 
+    def stalled_since(self) -> float:
+        """Since when the client takes nothing of what is to be sent, as seen by whoever asks; `inf`: it takes it."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent:
+            unsent += _in_the_kernel(self.transport)
+        if unsent == 0 or unsent < self._unsent_bytes:
+            self._stalled_since = _NEVER
+        elif self._stalled_since == _NEVER:
+            self._stalled_since = self.loop.time()
+        self._unsent_bytes = unsent
+        return self._stalled_since
+
     def refuse(self, problem: Problem) -> None:
         """Closes the connection, with an error where no reply is on its way."""
         self.receiving_since = _NEVER
@@ -348,6 +369,15 @@ def _reply(cycle: RequestResponseCycle, transport: asyncio.Transport, status: in
         transport.close()
     cycle.on_response()
     return True
+
+
+def _in_the_kernel(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel has taken and the client's has not; 0 where nobody knows."""
+    try:
+        found = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, AttributeError):
+        return 0
+    return int.from_bytes(found, sys.byteorder)
 
 
 class _WithHead:
