@@ -204,6 +204,28 @@ async def test_a_stuck_server_that_says_it_is_well_is_restarted(tmp_path):
         assert "answered no request any more" in fleet.engines["near"].failure.reason
 
 
+async def test_a_stuck_server_that_another_process_looks_after_is_restarted(tmp_path):
+    """Whoever uses it ends it, and its owner starts the next."""
+    patience = replace(QUICK, silence_s=0.3)
+    spec = stub_spec(tmp_path)
+    owner = stub_engine(tmp_path, spec, patience)
+    owner.begin()
+    await owner.ready()
+    async with fleet_of(tmp_path, spec, patience=patience) as (fleet, model_of):
+        model = model_of("near", read_timeout_s=0.3)
+        await model.complete(Query("Hi"))
+        assert not fleet.engines["near"].is_owner
+
+        with pytest.raises(UpstreamTimeout):
+            await model.complete(Query("wedge"))
+        while owner.restarts == 0:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+        answer = await Retried(model, 3, first_wait_s=0.02).complete(Query("Hi"))
+
+        assert answer.text == f"near {owner.pid}"
+    await owner.stop(drain_s=0)
+
+
 async def test_a_slow_answer_is_no_reason_to_restart(tmp_path):
     """A server that answers the trial lives on, and so does what it is asked to do."""
     patience = replace(QUICK, silence_s=5)

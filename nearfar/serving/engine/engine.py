@@ -369,8 +369,8 @@ class Engine:
                     is_up = True
                     self._ready_at = self._ready_at or time.monotonic()
                     await self._measure()
-                    if await self._is_stuck():
-                        await self._end_hung()
+                    if self._process is not None and await self._is_stuck():
+                        await self._process.kill()  # whoever looks after it starts another
                         return Failure("it answered no request any more, though it said that it is well", True)
                     # A doubt that came while it was looked at is about a later moment than the look: look again.
                     if self._state != "ready" and not self._nudge.is_set():
@@ -432,7 +432,7 @@ class Engine:
 
         vLLM's front says that it is well while the process behind it, which does the work, is stuck.
         """
-        if self._trial is None and self._is_doubted and self._claim is not None:
+        if self._trial is None and self._is_doubted and self._process is not None:
             self._trial = asyncio.create_task(self._try_out(), name=f"try {self.spec.name}")
         if self._trial is None or not self._trial.done():
             return False
