@@ -10,7 +10,7 @@ that is gold's first tool on ToolAlpaca, and one that gold calls on BFCL, where 
 to give up is wrong, since there is a call to make. The caller is told gold's tool and writes the arguments of
 questions with one call; BFCL's checker says whether they are right.
 SETs: `toolalpaca`, all public items (plans); `bfcl`, the half that set no rule (`benchmarks/bfcl.py`), for plans the
-questions with several functions; `chosen`, the same of the other half, on which each score was chosen among several.
+questions with several functions; `chosen`, the same of the other half, where the planner's score was chosen.
 Nothing was trained on any of them. `report` compares the scores with the geometric mean of the token probabilities as
 the model itself has them, escalates the least sure quarter to gold as benchmarks/agents_roles.py does, and writes
 results/agents_role_scores.json.
@@ -170,8 +170,18 @@ def is_right(role: str, item: Item, text: str) -> bool:
 
 
 def score_of(role: str, item: Item, answer: Answer) -> float | None:
-    """The product's score."""
-    return plan_score(answer, planner_format(item.tools)) if role == PLANNER else arguments_score(answer)
+    """The product's score; a call that was cut off is repaired there and has none."""
+    if role == PLANNER:
+        return plan_score(answer, planner_format(item.tools))
+    return arguments_score(answer) if _is_json(answer.text) else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def own_score(role: str, item: Item, answer: Answer) -> float | None:
