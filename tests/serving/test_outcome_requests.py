@@ -75,7 +75,7 @@ async def test_an_outcome_is_attached_to_its_decision(router, outcomes, value, k
         ({"value": "fine"}, 400, "invalid_value", "value"),
         ({"value": None}, 400, "invalid_value", "value"),
         ({"source": ""}, 400, "invalid_value", "source"),
-        ({"grade": 1}, 400, "invalid_value", None),
+        ({"grade": 1}, 400, "unsupported_parameter", "grade"),
     ],
 )
 async def test_what_is_no_outcome_is_refused_in_openais_shape(router, change, status, code, param):
