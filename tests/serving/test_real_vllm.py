@@ -91,6 +91,23 @@ SCHEMA = {
 }
 
 
+#: What a client may ask that no engine can do: each is to be a 400, and the engine is to go on.
+HOSTILE = {
+    "unknown token": {"logit_bias": {"999999": 1}},
+    "only an unknown token": {"allowed_token_ids": [10**9]},
+    "unknown end": {"stop_token_ids": [-1], "min_tokens": 2},
+    "seed": {"seed": 2**64},
+    "length": {"max_tokens": 10**9},
+    "penalty": {"repetition_penalty": 0},
+    "template": {"chat_template_kwargs": {"chat_template": "{% for i in range(10**9) %}x{% endfor %}"}},
+    "expression": {"structured_outputs": {"regex": "((("}},
+    "backward range": {"response_format": {"type": "grammar", "grammar": "root ::= [z-a]"}},
+    "its own schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+    "image": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]},
+    "prompt": {"messages": [{"role": "user", "content": "word " * 3500}]},
+}
+
+
 @pytest.fixture(scope="module")
 def checkpoint():
     """SmolLM2 in safetensors with three adapters, made once and kept in the user's cache."""
@@ -154,11 +171,15 @@ class Gateway:
                 self.url = "http://" + line.partition("http://")[2].split("/v1")[0].strip()
                 break
 
-    async def chat(self, model, text=PRIME, **options):
-        """One completion, as a client gets it."""
+    async def ask(self, model, text=PRIME, **options):
+        """The reply to one completion."""
         body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 24}
         async with httpx2.AsyncClient(timeout=600) as client:
-            reply = await client.post(f"{self.url}/v1/chat/completions", json={**body, **options})
+            return await client.post(f"{self.url}/v1/chat/completions", json={**body, **options})
+
+    async def chat(self, model, text=PRIME, **options):
+        """One completion, as a client gets it."""
+        reply = await self.ask(model, text, **options)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
@@ -189,6 +210,7 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
     adapted = await asyncio.gather(*(gateway.chat(f"smol+{each}", logprobs=True) for each in ("red", "green")))
     long = "word " * 2500  # more than a step reads at once where prompts are read in parts
     drawn = await gateway.chat("smol", long, seed=1, temperature=1.0, max_tokens=4)
+    hostile = {name: await gateway.ask("smol", **options) for name, options in HOSTILE.items()}
 
     tokens = plain["choices"][0]["logprobs"]["content"]
     text = plain["choices"][0]["message"]["content"]
@@ -197,6 +219,9 @@ async def test_vllm_up_asked_killed_restarted_and_stopped(home, gateway):
     assert all(len(token["top_logprobs"]) >= 3 and token["logprob"] <= 0 for token in tokens)
     assert list(json.loads(shaped["choices"][0]["message"]["content"])) == ["city"]
     assert drawn["usage"]["prompt_tokens"] > 2500
+    assert {name: reply.status_code for name, reply in hostile.items()} == dict.fromkeys(HOSTILE, 400)
+    assert not any("\n" in reply.json()["error"]["message"] for reply in hostile.values())
+    assert status(home)["smol"]["pid"] == before["pid"]
     firsts = {reply["choices"][0]["logprobs"]["content"][0]["logprob"] for reply in (plain, *adapted)}
     assert len(firsts) == 3  # the adapters are small, so that the words may be the same
 
