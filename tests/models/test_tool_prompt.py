@@ -197,3 +197,16 @@ def test_what_the_grammar_does_not_take_is_no_call() -> None:
 
     assert calls == []
     assert reader.is_cut_off
+
+
+def test_patterns_of_tools_are_no_matter_for_llama_cpps_engine():
+    """It takes a minute for a hundred optional letters, and cannot be stopped; what is ours alone stays with it."""
+    pattern = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-z]?[a-z]?$"}}}
+
+    plain = shape_of(Query("Hi", tools=(WEATHER,), tool_choice="required"))
+    own = shape_of(Query("Hi", tools=(ToolSpec("f", "", pattern),), tool_choice="required"))
+
+    assert plain.grammar.startswith("root ::= ")
+    assert plain.probes == ()
+    assert own.grammar.startswith("%llguidance")
+    assert [probe.param for probe in own.probes] == ["tools"]
