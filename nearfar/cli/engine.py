@@ -258,11 +258,11 @@ async def _stop(records: Records, name: str, timeout_s: float) -> bool:
     while time.monotonic() < deadline:
         claim = records.claim(name)
         if claim is not None:  # its owner is gone, or has just stopped it
+            records.take_stop(name)
             record = records.read(name)
             process = ServerProcess(record.pid, record.started) if record is not None and record.pid else None
             if process is not None and record is not None and record.is_running():
                 await process.stop(15.0)
-            records.take_stop(name)
             records.forget(name)
             claim.release()
             return True

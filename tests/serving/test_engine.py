@@ -252,6 +252,30 @@ async def test_two_engines_share_one_server(tmp_path, engine_of):
     assert second.is_owner
 
 
+async def test_a_stop_that_somebody_asks_for_is_no_reason_to_take_over(tmp_path, engine_of):
+    """Whoever uses the server beside its owner lets it be stopped, and may start it anew later."""
+    first, second = engine_of(stub_spec(tmp_path)), engine_of(stub_spec(tmp_path))
+    first.begin()
+    await first.ready()
+    second.begin()
+    await second.ready()
+
+    Records(tmp_path / "engines").request_stop("near")
+    second.suspect()
+    await until(lambda: first.state == second.state == "stopped")
+    assert Records(tmp_path / "engines").read("near") is None
+
+    second.begin()
+    assert await ask(await second.ready()) == f"near {second.pid}"
+    await second.stop()
+    first.begin()
+    await first.ready()
+    os.kill(first.pid, signal.SIGKILL)
+    first.suspect()
+    await first.ready()
+    assert first.restarts == 1  # what was asked for before is no reason not to start again
+
+
 async def test_other_settings_replace_a_server_left_behind(tmp_path, engine_of):
     """A server that was started to be something else is ended first."""
     pid = leave_server(tmp_path)

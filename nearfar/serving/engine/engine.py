@@ -247,7 +247,8 @@ class Engine:
                 failure = await self._live()
             except ConfigError as exc:
                 failure = Failure(str(exc).rstrip("."), is_passing=False)
-            if failure is None:  # somebody asked it to stop
+            is_follower = self._claim is None and self._attach is None
+            if failure is None or (is_follower and self._records.was_stopped(self.spec.name)):  # somebody asked for it
                 await self._shut(self._patience.drain_s if self._ready_at is not None else 0.0)
                 self._set("stopped")
                 return
@@ -288,7 +289,7 @@ class Engine:
             self._connect(Address(record.url, record.key))
             return await self._watch(self._wait_for_owner)
         if self._claim is None:
-            self._records.take_stop(self.spec.name)  # of an earlier life
+            self._records.begin_life(self.spec.name)
         self._claim = claim
         found = ServerProcess.adopt(record.pid, record.started) if record is not None else None
         if record is not None and found is not None:

@@ -88,12 +88,21 @@ class Records:
         self._path(name, "stop").touch()
 
     def take_stop(self, name: str) -> bool:
-        """Whether somebody has asked to stop the server since this was last looked at."""
+        """Whether somebody has asked to stop the server since this was last looked at; `was_stopped` from then on."""
         try:
-            self._path(name, "stop").unlink()
+            self._path(name, "stop").replace(self._path(name, "stopped"))
         except FileNotFoundError:
             return False
         return True
+
+    def was_stopped(self, name: str) -> bool:
+        """Whether the server's last life ended because somebody asked for it."""
+        return self._path(name, "stopped").exists()
+
+    def begin_life(self, name: str) -> None:
+        """Drops what was asked for in an earlier life of the server."""
+        for suffix in ("stop", "stopped"):
+            self._path(name, suffix).unlink(missing_ok=True)
 
     def claim(self, name: str) -> Claim | None:
         """The right to watch the server; None where another process has it. The kernel takes it back at our end."""
