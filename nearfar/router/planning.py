@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf, isfinite
 from operator import attrgetter
 
@@ -170,6 +171,7 @@ _SAMPLING_RANGES = (
 _numbers_of = attrgetter(*(name for name, _, _ in _SAMPLING_RANGES))
 
 
+@lru_cache(maxsize=1024)  # most requests set the same few numbers
 def _check_ranges(values: tuple[float | None, ...], ranges: tuple[tuple[str, float, float], ...]) -> None:
     for value, (name, low, high) in zip(values, ranges, strict=True):
         if value is not None and not (low <= value <= high and isfinite(value)):
