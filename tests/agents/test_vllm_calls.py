@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 from jsonschema import Draft202012Validator
-from support.checkpoint import VLLM_PYTHON, smollm2_checkpoint
+from support.checkpoint import NEEDS_VLLM, VLLM_PYTHON, smollm2_checkpoint
 from support.peft import write_peft
 
 from nearfar.agents.call_checking import CallChecker, unfit
@@ -31,10 +31,7 @@ assert _SPEC.loader is not None
 FUZZED = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(FUZZED)
 
-pytestmark = [
-    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
-    pytest.mark.timeout(900),
-]
+pytestmark = NEEDS_VLLM
 
 CONFIG = """
 [data]

@@ -86,6 +86,8 @@ def test_the_key_is_in_the_environment_and_not_on_the_command_line(tmp_path):
     assert command[command.index("--max-lora-rank") + 1] == "16"
     assert "--trust-remote-code" not in command
     assert "--enforce-eager" in command
+    assert "--no-enable-chunked-prefill" in command
+    assert "--no-enable-chunked-prefill" not in spec.command(Path(sys.executable), port=1234, on_gpu=True)
 
 
 #: What each fault printed: vLLM 0.32 on this project's machine, or its source where it takes a GPU.

@@ -9,16 +9,13 @@ import sys
 
 import httpx2
 import pytest
-from support.checkpoint import VLLM_PYTHON, smollm2_checkpoint
+from support.checkpoint import NEEDS_VLLM, VLLM_PYTHON, smollm2_checkpoint
 
 from nearfar.serving.engine.process import members
 from nearfar.serving.engine.records import Records
 from nearfar.serving.quantization.settings import VERSION
 
-pytestmark = [
-    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
-    pytest.mark.timeout(900),
-]
+pytestmark = NEEDS_VLLM
 
 CONFIG = """
 [engines]

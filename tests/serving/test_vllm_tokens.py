@@ -4,17 +4,14 @@ Make it with `make vllm`. Both have the same weights: the GGUF, and its dequanti
 """
 
 import pytest
-from support.checkpoint import VLLM_PYTHON, smollm2_checkpoint
+from support.checkpoint import NEEDS_VLLM, VLLM_PYTHON, smollm2_checkpoint
 from support.weights import smollm2_path
 
 from nearfar.config import Settings
 from nearfar.types import Query
 from nearfar.wiring import build
 
-pytestmark = [
-    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
-    pytest.mark.timeout(900),
-]
+pytestmark = NEEDS_VLLM
 
 CONFIG = """
 [data]

@@ -4,12 +4,20 @@ import fcntl
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from nearfar.models.weights import default_cache_dir
 
 from .weights import smollm2_path
 
 #: The environment that has vLLM, where `make vllm` has been run.
 VLLM_PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
+
+#: The marks of a file of tests at the real vLLM.
+NEEDS_VLLM = [
+    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="there is no vLLM; install it: make vllm"),
+    pytest.mark.timeout(900),
+]
 
 
 def smollm2_checkpoint() -> Path:
