@@ -122,8 +122,11 @@ class Store:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         job = _Job(_nothing, loop, future)
-        if not (self._brief and self._put_brief(job)):
-            self._put(job)
+        with self._put_lock:
+            if self._brief and self._brief_loop is loop and not self._is_closed:
+                self._brief.append(job)
+            else:
+                self._put(job)
         await future
         failure, self._failure = self._failure, None
         if failure is not None:

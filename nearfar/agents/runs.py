@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from nearfar.errors import UnknownRun
-from nearfar.types import Decision
+from nearfar.types import Decision, plain
 
 from .journal import RUNNING, ApprovalRecord, RunRecord
 from .types import AgentEvent, Called, NeedsApproval, Observed, Planned
@@ -79,7 +79,7 @@ def run_json(
     trace = []
     for each in state.get("trace", []):
         found = decisions.get(each.get("decision_id") or "") if each["event"] == "decided" else None
-        trace.append({**each, "decision": msgspec.to_builtins(found)} if found else dict(each))
+        trace.append({**each, "decision": plain(found)} if found else dict(each))
     return {
         **record_json(record, status),
         "scope": state.get("scope"),

@@ -244,7 +244,7 @@ def _query(record: Record, messages: tuple[Message, ...], template: Query) -> Qu
         own["stop"] = (own["stop"],)
     elif "stop" in own:
         own["stop"] = tuple(own["stop"])
-    sampling = {name: value for name, value in own.items() if name in SamplingOptions.__slots__}
+    sampling = {name: value for name, value in own.items() if name in SamplingOptions.__struct_fields__}
     rest = {name: value for name, value in own.items() if name in _QUERY_FIELDS}
     return replace(
         template, prompt=(*template.messages, *messages), sampling=replace(template.sampling, **sampling), **rest

@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nearfar.types import Decision
-
 from .console import escape, printable, seconds, stdout, usd
 from .views import one_line, score_label, short_id
 
 if TYPE_CHECKING:
     from nearfar.agents.desk import State
     from nearfar.agents.journal import ApprovalRecord, RunRecord
+    from nearfar.types import Decision
 
 _COLOURS = {"answered": "green", "failed": "red"}
 

@@ -63,6 +63,8 @@ def route(
             cards = wired.router.cards()
         bounds = {c.tier: cards[c.model].cost_bound_usd(query) for c in plan.candidates}
         if as_json:
+            from nearfar.types import plain
+
             candidates = [
                 {
                     "tier": c.tier,
@@ -75,7 +77,8 @@ def route(
                 for c in plan.candidates
             ]
             first = plan.routing.tier if plan.routing else _first(plan.eligible)
-            write_json({"target": plan.target, "first": first, "routing": plan.routing, "candidates": candidates})
+            routing = plan.routing and plain(plan.routing)
+            write_json({"target": plan.target, "first": first, "routing": routing, "candidates": candidates})
             return DONE
         rows = []
         for number, candidate in enumerate(plan.candidates, 1):

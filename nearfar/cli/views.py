@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
-
-from nearfar.types import Answer, Decision, Routing, SignalCost, Step
+from typing import TYPE_CHECKING, Any
 
 from .console import escape, printable, seconds, stdout, table, usd
+
+if TYPE_CHECKING:
+    from nearfar.types import Answer, Decision, Routing, SignalCost, Step
 
 _COLOURS = {
     "answered": "green",
@@ -93,10 +94,9 @@ def refusal(decision: Decision) -> str:
 
 def decision_json(decision: Decision) -> dict[str, Any]:
     """The record as plain JSON values."""
-    import msgspec
+    from nearfar.types import plain
 
-    shown: dict[str, Any] = msgspec.to_builtins(decision)
-    return shown
+    return plain(decision)
 
 
 def print_decision(decision: Decision) -> None:

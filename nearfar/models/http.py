@@ -100,8 +100,13 @@ class HttpClient:
         """A request that is sent when the exchange is entered."""
         return Exchange(self, method, endpoint, body)
 
+    def open_session(self) -> aiohttp.ClientSession | None:
+        """The running event loop's session where there is one."""
+        session = self._sessions.get(asyncio.get_running_loop())
+        return None if session is None or session.closed else session
+
     async def session(self) -> aiohttp.ClientSession:
-        """The running event loop's session."""
+        """The running event loop's session, made if need be."""
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None or session.closed:
@@ -145,29 +150,28 @@ class Exchange:
         self._method = method
         self._url = url
         self._body = body
-        self._reader = EventReader()
+        self._reader: EventReader | None = None  # of a stream
         self._is_ended = False
         self._num_bytes = 0  # of a stream, read so far
 
     async def __aenter__(self) -> Self:
-        session = await self._client.session()
+        client = self._client
+        session = client.open_session() or await client.session()
         body = self._body or b""
         data = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body or None
         try:
             request = session.request(self._method, self._url, data=data, allow_redirects=False)
-            limit_s = self._client.upload_timeout_s(len(body))
+            limit_s = client.upload_timeout_s(len(body))
             if limit_s is None:
                 self._response = await request
             else:
                 async with asyncio.timeout(limit_s):
                     self._response = await request
         except _FAILURES as exc:
-            raise self._client.errors.broken(exc, was_answering=False) from _cause(exc)
+            raise client.errors.broken(exc, was_answering=False) from _cause(exc)
         if self._response.status != 200:
             try:
-                raise self._client.errors.refused(
-                    self._response.status, self._response.headers, await self._read_error()
-                )
+                raise client.errors.refused(self._response.status, self._response.headers, await self._read_error())
             finally:
                 self._response.close()
         return self
@@ -203,10 +207,11 @@ class Exchange:
         if self._num_bytes > self._client.max_stream_bytes:
             raise self._client.errors.malformed(f"sent a stream of more than {self._client.max_stream_bytes} bytes")
         try:
+            reader = self._reader = self._reader or EventReader()
             if chunk:
-                return self._reader.feed(chunk)
+                return reader.feed(chunk)
             self._is_ended = True
-            return self._reader.close()
+            return reader.close()
         except EventTooLarge as exc:
             raise self._client.errors.malformed(f"sent {exc}") from exc
 

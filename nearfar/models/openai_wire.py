@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from operator import attrgetter
 from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from yarl import URL
 
 from nearfar.errors import UnsupportedOption, UpstreamError
@@ -174,11 +173,7 @@ class OpenAIWireModel:
         }
         if (max_tokens := self._card.output_bound(query)) is not None:
             body[self._max_tokens_field] = max_tokens
-        body |= {
-            option: value for option, value in zip(_SAMPLING, _sampling_of(sampling), strict=True) if value is not None
-        }
-        if sampling.stop:
-            body["stop"] = sampling.stop
+        body |= [(name, value) for name, value in to_builtins(sampling).items() if name in _SAMPLING]
         if sampling.logprobs:
             body["logprobs"] = True
             if sampling.top_logprobs is not None:
@@ -325,19 +320,19 @@ def _authorised(api_key: str | None, headers: Mapping[str, str] | None) -> dict[
 
 #: Options that have the same name here and on the wire; `top_k` and `min_p` are extensions that vLLM, llama.cpp and
 #: Ollama take, and that OpenAI refuses by name.
-_SAMPLING: Final = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
+_SAMPLING: Final = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+    }
 )
-
-
-_sampling_of = attrgetter(*_SAMPLING)
 
 #: Whose messages hold no calls and answer none.
 _PLAIN_ROLES: Final = frozenset({"system", "developer", "user"})

@@ -23,6 +23,6 @@ def checked_usage(
     A negative count would give money back to a budget. More cached tokens than the prompt has are as many as it has.
     """
     counts = (prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens)
-    if not all(0 <= count <= _MAX_TOKENS for count in counts):
+    if min(counts) < 0 or max(counts) > _MAX_TOKENS:
         return None
     return Usage(prompt_tokens, completion_tokens, min(cached_tokens, prompt_tokens), reasoning_tokens)

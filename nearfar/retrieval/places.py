@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nearfar.types import Hit
+if TYPE_CHECKING:
+    from nearfar.types import Hit
 
 
 def place(hit: Hit) -> str:

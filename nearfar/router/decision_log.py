@@ -6,7 +6,7 @@ import hashlib
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -255,18 +255,15 @@ def redact(decision: Decision, text: Literal["hash", "drop"]) -> Decision:
             return [hide_all(inner) for inner in value]
         return value
 
-    request = dict(decision.request)
+    def hide_in(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+        return {key: hide_all(value) if key in names else value for key, value in values.items()}
+
+    request = hide_in(decision.request, "tools", "response_format", "metadata")
     request["prompt"] = [
-        {**message, "content": hide_all(message["content"]), "tool_calls": hide_all(message["tool_calls"]), "extra": {}}
+        hide_in({key: value for key, value in message.items() if key != "extra"}, "content", "tool_calls")
         for message in request.get("prompt", ())
     ]
-    for key in ("tools", "response_format", "metadata"):
-        if request.get(key):
-            request[key] = hide_all(request[key])
-    sampling = dict(request.get("sampling") or {})
-    sampling["extra"] = hide_all(sampling.get("extra") or {})
-    sampling["stop"] = hide_all(sampling.get("stop") or [])
-    request["sampling"] = sampling
+    request["sampling"] = hide_in(request.get("sampling", {}), "extra", "stop")
     steps = tuple(replace(step, text=hide(step.text)) for step in decision.steps)
     routing = decision.routing
     if routing is not None and routing.rewritten is not None:

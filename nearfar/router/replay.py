@@ -144,7 +144,7 @@ def asked(decision: Decision) -> str | None:
             content = message.get("content")
             if isinstance(content, str):
                 return None if not content or content.startswith("sha256:") else content
-            return "\n".join(part["text"] for part in content or () if part.get("kind") == "text") or None
+            return "\n".join(part.get("text", "") for part in content or () if part.get("kind") == "text") or None
     return None
 
 

@@ -303,9 +303,12 @@ def new_decision_id() -> str:
 
 
 def _departure(card: ModelCard, query: Query) -> Departure:
-    texts = [message.text for message in query.messages]
-    text = "\n".join([f"{message.role}: {text}" for message, text in zip(query.messages, texts, strict=True)])
-    return Departure(card.name, len(texts), sum(map(len, texts)), hashlib.sha256(text.encode()).hexdigest())
+    characters, lines = 0, []
+    for message in query.messages:
+        text = message.text
+        characters += len(text)
+        lines.append(f"{message.role}: {text}")
+    return Departure(card.name, len(lines), characters, hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
 
 def _trim(logprobs: tuple[TokenLogprob, ...], keep: int | None) -> tuple[TokenLogprob, ...] | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from traceback import format_exception
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from nearfar.types import (
     StreamStart,
     TextDelta,
     ToolCallDelta,
+    plain,
 )
 
 from . import chat, outcomes, responses
@@ -232,7 +234,7 @@ class Gateway:
     async def _with_body(
         self, wire: _Wire | None, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> Problem | None:
-        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+        if not _is_json(headers.get(b"content-type", b"")):
             message = "Send the body as `Content-Type: application/json`."
             return invalid(message, code="unsupported_media_type", status=415)
         if headers.get(b"content-encoding", b"identity") != b"identity":
@@ -358,8 +360,13 @@ class Gateway:
             plan = await self._router.preview(chat.parse_chat(body, self._settings.request_timeout_s).query)
         except RequestError as exc:
             return problem_of(exc, chat.PARAM_NAMES)
-        candidates = [msgspec.to_builtins(candidate) for candidate in plan.candidates]
-        page = {"object": "nearfar.plan", "target": plan.target, "candidates": candidates, "routing": plan.routing}
+        candidates = [plain(candidate) for candidate in plan.candidates]
+        page = {
+            "object": "nearfar.plan",
+            "target": plan.target,
+            "candidates": candidates,
+            "routing": plan.routing and plain(plan.routing),
+        }
         await send_reply(send, 200, [JSON], _encode(page))
         return None
 
@@ -429,6 +436,11 @@ def _decision_of(answer: Answer) -> Decision:
     return answer.decision
 
 
+def _is_json(content_type: bytes) -> bool:
+    return content_type == b"application/json" or content_type.partition(b";")[0].strip().lower() == b"application/json"
+
+
+@lru_cache(64)  # a client calls by one name
 def _host_name(host: bytes) -> str:
     """The `Host` header without its port."""
     name = host.decode("latin-1").lower()

@@ -28,6 +28,7 @@ from nearfar.types import (
     ToolCallDelta,
     ToolSpec,
     Usage,
+    plain,
 )
 
 from .problems import Problem
@@ -415,7 +416,7 @@ def nearfar_field(decision: Decision) -> dict[str, Any]:
     if decision.request.get("signals"):
         found["signals"] = next((step.signals for step in reversed(decision.steps) if step.tier == decision.tier), {})
         found["signal_costs"] = [
-            {"tier": step.tier, **msgspec.to_builtins(cost)} for step in decision.steps for cost in step.signal_costs
+            {"tier": step.tier, **plain(cost)} for step in decision.steps for cost in step.signal_costs
         ]
     return found
 

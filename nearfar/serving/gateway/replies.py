@@ -78,7 +78,9 @@ async def send_problem(send: Send, problem: Problem) -> None:
 async def send_answer(send: Send, send_whole: SendWhole | None, decision: Decision, body: bytes) -> None:
     """Sends an answer as JSON, at once where the server can."""
     headers = [JSON, *decision_headers(decision)]
-    if send_whole is None or not send_whole(200, b"".join([b"%b: %b\r\n" % header for header in headers]), body):
+    if send_whole is None or not send_whole(
+        200, b"".join([name + b": " + value + b"\r\n" for name, value in headers]), body
+    ):
         await send_reply(send, 200, headers, body)
 
 

@@ -357,9 +357,9 @@ def _reply(cycle: RequestResponseCycle, transport: asyncio.Transport, status: in
         return False
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
-    lines = [STATUS_LINE[status], head]
-    lines += [b"%b: %b\r\n" % header for header in cycle.default_headers]
-    lines.append(b"content-length: %d\r\n" % len(body))
+    lines = [STATUS_LINE[status], head, b"content-length: %d\r\n" % len(body)]
+    for name, value in cycle.default_headers:  # the date
+        lines += (name, b": ", value, b"\r\n")
     if not cycle.keep_alive:
         lines.append(b"connection: close\r\n")
     lines += (b"\r\n", body)
