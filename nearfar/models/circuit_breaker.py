@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from types import TracebackType
 
 from nearfar.errors import CircuitOpen, ConfigError, UpstreamError, UpstreamRateLimited, UpstreamRejected
 from nearfar.types import Answer, ChatModel, Query, StreamEvent
@@ -56,8 +55,14 @@ class CircuitBroken(Wrapper):
         Raises:
             CircuitOpen: nothing was sent.
         """
-        with _Watch(self):
-            return await self.inner.complete(query)
+        is_probe = self._begin()
+        try:
+            answer = await self.inner.complete(query)
+        except BaseException as exc:
+            self._end(exc, is_probe=is_probe)
+            raise
+        self._end(None, is_probe=is_probe)
+        return answer
 
     async def stream(self, query: Query) -> AsyncGenerator[StreamEvent, None]:
         """The answer piece by piece.
@@ -65,10 +70,15 @@ class CircuitBroken(Wrapper):
         Raises:
             CircuitOpen: nothing was sent.
         """
-        with _Watch(self):
+        is_probe = self._begin()
+        try:
             async with aclosing(self.inner.stream(query)) as events:
                 async for event in events:
                     yield event
+        except BaseException as exc:
+            self._end(exc, is_probe=is_probe)
+            raise
+        self._end(None, is_probe=is_probe)
 
     def unavailable(self) -> str | None:
         """Why the circuit is open, and for how long; else what the inner model says."""
@@ -114,21 +124,3 @@ class CircuitBroken(Wrapper):
         self._failures += 1
         if is_probe or self._failures >= self._limit:
             self._opened_at = self._clock()
-
-
-class _Watch:
-    """Counts the call in its `with` block; a generator's context manager costs every call four times this."""
-
-    __slots__ = ("_breaker", "_is_probe")
-
-    def __init__(self, breaker: CircuitBroken) -> None:
-        self._breaker = breaker
-        self._is_probe = breaker._begin()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._breaker._end(exc, is_probe=self._is_probe)

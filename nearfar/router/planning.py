@@ -117,7 +117,10 @@ def check(query: Query) -> None:
     messages, sampling = query.messages, query.sampling
     if not messages:
         raise RequestError("The query has no messages; give at least one.", param="messages")
-    if not any(message.text.strip() or message.modalities or message.tool_calls for message in messages):
+    for message in messages:
+        if message.text.strip() or message.modalities or message.tool_calls:
+            break
+    else:
         raise RequestError("The prompt is empty; give some text.", param="messages")
     if query.budget_usd is not None or query.deadline_s is not None:
         _check_ranges((query.budget_usd, query.deadline_s), _QUERY_RANGES)

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
+from msgspec import structs
+
 from nearfar.errors import BudgetExceeded, NearfarError, RequestError, RoutingError, UpstreamError
 from nearfar.time_limit import TimeLimit
 from nearfar.types import (
@@ -413,24 +415,13 @@ class Run:
         decision = trail.record(status, reason, given_step)
         await self._journal.flush()
         given = trail.best if status == "answered" and trail.best is not None else answer
-        return Answer(  # not `replace`, which costs every query twice this
-            answer.text,
-            given.model,
-            given.tool_calls,
-            given.finish_reason,
-            given.reasoning,
-            given.refusal,
-            given.logprobs,
-            given.usage,
-            decision.cost_usd,
-            decision.is_cost_estimated,
-            decision.latency_s["total"],
-            given.is_cached,
-            given.outcome_only,
-            given.correct,
-            given.extra,
-            decision,
-            given.signals,
+        return structs.replace(
+            given,
+            text=answer.text,
+            cost_usd=decision.cost_usd,
+            is_cost_estimated=decision.is_cost_estimated,
+            latency_s=decision.latency_s["total"],
+            decision=decision,
         )
 
     async def _out_of_tiers(self) -> Answer:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import Counter as CounterMetric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from nearfar.types import Decision, Status
 
@@ -29,26 +37,12 @@ class Metrics:
 
     def __init__(self, in_flight: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "nearfar_requests",
-            "Queries, by the tier that answered and how they ended.",
-            ("door", "target", "tier", "status"),
-            registry=self.registry,
-        )
-        self._latency = Histogram(
-            "nearfar_request_seconds",
-            "From a request's arrival to the end of its answer.",
-            ("door", "target"),
-            buckets=_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._cost = Counter(
-            "nearfar_cost_usd", "What answers cost, where that is known.", ("door", "target"), registry=self.registry
-        )
-        self._errors = Counter(
+        self._queries = _Queries()
+        self.registry.register(self._queries)
+        self._errors = CounterMetric(
             "nearfar_http_errors", "Replies that are errors.", ("status", "code"), registry=self.registry
         )
-        self._outcomes = Counter("nearfar_outcomes", "Outcomes that were told.", registry=self.registry)
+        self._outcomes = CounterMetric("nearfar_outcomes", "Outcomes that were told.", registry=self.registry)
         self._alarms = Gauge(
             "nearfar_alarm",
             "1 where a policy's promise, or the data that it was made for, no longer holds.",
@@ -56,23 +50,14 @@ class Metrics:
             registry=self.registry,
         )
         Gauge("nearfar_requests_in_flight", "Requests being answered.", registry=self.registry).set_function(in_flight)
-        self._by_end: dict[tuple[str, str | None, Status], Counter] = {}
-        self._by_target: dict[str, tuple[Histogram, Counter]] = {}
 
     def count(self, target: str, tier: str | None, status: Status, seconds: float) -> None:
         """Counts one query that was decided."""
-        key = (target, tier, status)
-        counter = self._by_end.get(key)
-        if counter is None:
-            counter = self._by_end[key] = self._requests.labels("http", target, tier or _NONE, status)
-        counter.inc()
-        self._of(target)[0].observe(seconds)
+        self._queries.add(target, tier or _NONE, status, seconds, 0.0)
 
     def count_decision(self, decision: Decision, seconds: float) -> None:
         """Counts one query that was decided, and its cost."""
-        self.count(decision.target, decision.tier, decision.status, seconds)
-        if decision.cost_usd:
-            self._of(decision.target)[1].inc(decision.cost_usd)
+        self._queries.add(decision.target, decision.tier or _NONE, decision.status, seconds, decision.cost_usd or 0.0)
 
     def count_error(self, status: int, code: str) -> None:
         """Counts one error reply."""
@@ -91,11 +76,54 @@ class Metrics:
         """The metrics as Prometheus reads them."""
         return generate_latest(self.registry)
 
-    def _of(self, target: str) -> tuple[Histogram, Counter]:
-        found = self._by_target.get(target)
-        if found is None:
-            found = self._by_target[target] = (
-                self._latency.labels("http", target),
-                self._cost.labels("http", target),
+
+class _Queries(Collector):
+    """Queries that were decided, counted on one event loop; the library's own counters take a lock for each number."""
+
+    def __init__(self) -> None:
+        self._ends: Counter[tuple[str, str, Status]] = Counter()
+        self._by_target: dict[str, _Times] = {}
+
+    def add(self, target: str, tier: str, status: Status, seconds: float, cost_usd: float) -> None:
+        """Counts one query."""
+        self._ends[target, tier, status] += 1
+        times = self._by_target.get(target)
+        if times is None:
+            times = self._by_target[target] = _Times([0] * (len(_BUCKETS_S) + 1))
+        times.counts[bisect_left(_BUCKETS_S, seconds)] += 1
+        times.seconds += seconds
+        times.cost_usd += cost_usd
+
+    def collect(self) -> Iterator[Metric]:
+        """What there is to be read now."""
+        ends = CounterMetricFamily(
+            "nearfar_requests",
+            "Queries, by the tier that answered and how they ended.",
+            labels=("door", "target", "tier", "status"),
+        )
+        for (target, tier, status), count in self._ends.items():
+            ends.add_metric(("http", target, tier, status), count)
+        yield ends
+        latency = HistogramMetricFamily(
+            "nearfar_request_seconds", "From a request's arrival to the end of its answer.", labels=("door", "target")
+        )
+        cost = CounterMetricFamily(
+            "nearfar_cost_usd", "What answers cost, where that is known.", labels=("door", "target")
+        )
+        for target, times in self._by_target.items():
+            bounds = [*map(floatToGoString, _BUCKETS_S), "+Inf"]
+            latency.add_metric(
+                ("http", target), list(zip(bounds, accumulate(times.counts), strict=True)), times.seconds
             )
-        return found
+            cost.add_metric(("http", target), times.cost_usd)
+        yield latency
+        yield cost
+
+
+@dataclass(slots=True)
+class _Times:
+    """What queries to one target took."""
+
+    counts: list[int]  # by bucket, those beyond the last bound at the end
+    seconds: float = 0.0
+    cost_usd: float = 0.0

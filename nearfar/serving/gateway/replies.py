@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
 from math import ceil
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -84,6 +85,11 @@ async def send_answer(send: Send, send_whole: SendWhole | None, decision: Decisi
         await send_reply(send, 200, headers, body)
 
 
+@lru_cache(256)  # the config's tiers
+def _quoted(tier: str) -> bytes:
+    return quote(tier, safe=" /:@+,").encode()
+
+
 def id_headers(decision_id: str) -> Headers:
     """The headers that name the decision; OpenAI clients show the second as the request's id."""
     text = decision_id.encode()
@@ -94,7 +100,7 @@ def decision_headers(source: Decision | StreamStart) -> Headers:
     """The headers that say who answers and how sure that is."""
     headers = id_headers(source.id if isinstance(source, Decision) else source.decision_id)
     if source.tier is not None:
-        headers.append((b"x-nearfar-tier", quote(source.tier, safe=" /:@+,").encode()))
+        headers.append((b"x-nearfar-tier", _quoted(source.tier)))
     if source.score is not None:
         headers.append((b"x-nearfar-score", f"{source.score:.4f}".encode()))
     return headers
