@@ -1,13 +1,15 @@
 """What else was tried towards the goals that the shipped routers miss, other tables included.
 
-    python benchmarks/routing_attempts.py gsm8k | mmlu | cascade | design --keep FOLDER
+    python benchmarks/routing_attempts.py gsm8k | mmlu | cascade | design | folds | signals --keep FOLDER
 
 FOLDER holds MiniLM's vectors, made by `python benchmarks/routing.py vectors --keep FOLDER`. Members of a blend have
 equal weights, so that nothing is chosen on what is measured; folds are those of benchmarks/routing.py and two other
 draws of them. A question of the test fold is seen in no table: other tables give outcomes of training questions, or of
 questions that the measured table has not (the same words before the options, or a cosine of 0.8 between word vectors,
 count as the same). `design` takes the shipped judge of a cascade apart, in draws 1 to 3, on which it was chosen, and in
-draw 0, which benchmarks/routing.py publishes. Writes results/routing_attempts_<table>.json.
+draw 0, which benchmarks/routing.py publishes. `folds` says what more labels would give it: 5, 10 and 20 folds leave 80,
+90 and 95 % of the table to learn from. `signals` has it with fewer signals and more tables, in draws 1 to 8, on which
+they were compared, and in draw 0. Writes results/routing_attempts_<table>.json.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 from provenance import provenance, save
-from routing import DATA, LLAMA, NEAR_DUPLICATE, PACKAGES, PAIRS, Keeper, examples_of
+from routing import DATA, LLAMA, MMLU_PRO, NEAR_DUPLICATE, PACKAGES, PAIRS, Keeper, apart, examples_of
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
@@ -41,6 +44,7 @@ from nearfar.retrieval.embedders import StaticEmbedder
 from nearfar.router.predictive import RoutingExample, RoutingQuery
 from nearfar.router.predictive.fitting import fold_numbers
 from nearfar.router.predictive.kernel import FormKernel
+from nearfar.router.predictive.ngrams import NgramRidge
 from nearfar.router.predictive.queries import question_key
 from nearfar.router.routing_evaluation import bootstrap_metrics, routing_metrics
 from nearfar.router.routing_table import load_routed
@@ -80,12 +84,18 @@ class Table:
         """The texts' static vectors."""
         return StaticEmbedder().embed([each.text for each in self.examples])
 
+    @cached_property
+    def grams(self) -> Any:
+        """Which words and word pairs each query has."""
+        return CountVectorizer(analyzer=lambda query: query.grams, binary=True).fit_transform(self.examples).tocsr()
+
     def words(self, learn: Any, targets: Any) -> Predictor:
-        """Ridge on words and word pairs."""
-        vectorizer = TfidfVectorizer(analyzer=lambda query: query.grams, min_df=2, binary=True)
-        matrix = vectorizer.fit_transform([self.examples[i] for i in learn])
-        ridge = Ridge(alpha=8, solver="sparse_cg", tol=1e-3).fit(matrix, targets)
-        return lambda positions: ridge.predict(vectorizer.transform([self.examples[i] for i in positions]))
+        """Ridge on words and word pairs, of those that two queries or more have."""
+        known = self.grams[learn]
+        common = np.flatnonzero(known.getnnz(axis=0) >= 2)
+        rarity = TfidfTransformer().fit(known[:, common])
+        ridge = Ridge(alpha=8, solver="sparse_cg", tol=1e-3).fit(rarity.transform(known[:, common]), targets)
+        return lambda positions: ridge.predict(rarity.transform(self.grams[positions][:, common]))
 
     def linear(self, *blocks: Any, penalty: float = 20.0, num_features: int = 0) -> Callable[[Any, Any], Predictor]:
         """Ridge on the form, lightly weighted, and on blocks as they are; or on random Fourier features of them.
@@ -143,7 +153,7 @@ class Table:
         return self._known[key]
 
     def measured(
-        self, attempts: dict[str, Predictor], num_draws: int, keeper: Keeper, table: str
+        self, attempts: dict[str, Predictor], num_draws: int, keeper: Keeper, table: str, num_folds: int = NUM_FOLDS
     ) -> list[dict[str, Any]]:
         """Each attempt's APGR, pooled out of fold, for several draws of the folds; the scores are kept."""
         weak, strong = [each.weak for each in self.examples], [each.strong for each in self.examples]
@@ -153,14 +163,15 @@ class Table:
             for seed in range(num_draws):
 
                 def score(predict: Predictor = predict, seed: int = seed) -> list[float]:
-                    folds, found = np.array(fold_numbers(self.examples, NUM_FOLDS, seed=seed)), np.zeros(len(weak))
-                    for fold in range(NUM_FOLDS):
+                    folds, found = np.array(fold_numbers(self.examples, num_folds, seed=seed)), np.zeros(len(weak))
+                    for fold in range(num_folds):
                         inside = np.flatnonzero(folds == fold)
                         found[inside] = predict(np.flatnonzero(folds != fold), inside)
                     scores: list[float] = found.tolist()
                     return scores
 
-                found = keeper.scores(table, f"attempt {CODE} {name.replace('/', ' ')} {seed}", score)
+                which = table if num_folds == NUM_FOLDS else f"{table} {num_folds}"
+                found = keeper.scores(which, f"attempt {CODE} {name.replace('/', ' ')} {seed}", score)
                 draws.append(routing_metrics(found, weak, strong).apgr)
                 if seed == 0:
                     interval = bootstrap_metrics(found, weak, strong, resamples=300)["apgr"]
@@ -473,7 +484,8 @@ class Judge:
             matrices = []
             for at, told in ((learn, inside), (positions, outside)):
                 ranks = self.ranks(learn, at)
-                terms = np.stack([*(r**power for r in ranks for power in (1, 2, 3)), ranks[0] * ranks[1]], axis=1)
+                both = [one * other for one, other in combinations(ranks, 2)]
+                terms = np.stack([*(r**power for r in ranks for power in (1, 2, 3)), *both], axis=1)
                 about = np.hstack([fixed[at], words * (told - mean) / scale])
                 matrices.append(np.hstack([about, *(product * rank[:, None] * about for rank in ranks), terms]))
             num = terms.shape[1]
@@ -631,6 +643,70 @@ def design(keeper: Keeper) -> dict[str, Any]:
     return {"n": len(rows), "rows": table.measured(attempts, 4, keeper, "design")}
 
 
+def cascade_table(keeper: Keeper) -> tuple[Table, Any]:
+    """`mmlu_llama3_cascade`, and its near answers' signals, a column each."""
+    name, weak, strong, signals = LLAMA
+    rows = load_routed(DATA / "router" / f"{name}.parquet", weak=weak, strong=strong, signals=signals)
+    table = Table.load(rows, keeper)
+    return table, np.array([[each.signals[signal] for signal in signals] for each in table.examples])
+
+
+def elsewhere(table: Table, others: Sequence[RoutingExample]) -> Any:
+    """What `Hybrid` takes from another table's outcomes: both models' qualities by words, and by form."""
+    asked = {question_key(each.text) for each in table.examples}
+    known = apart([each for each in others if question_key(each.text) not in asked], table.examples)
+    qualities = [[each.weak for each in known], [each.strong for each in known]]
+    by_words = [
+        NgramRidge().fit([RoutingExample(each.text, strong=right) for each, right in zip(known, found, strict=True)])
+        for found in qualities
+    ]
+    by_form = FormKernel().fit(known, np.array(qualities).T).predict(table.examples)
+    return standard(np.column_stack([*(ridge.predict(table.examples) for ridge in by_words), by_form]))
+
+
+def mmlu_pro_examples() -> list[RoutingExample]:
+    """MMLU-Pro's questions with the qualities of its 8B and its 405B model."""
+    questions = pq.read_table(DATA / "router" / "mmlupro_questions.parquet", columns=["query_id", "query"])
+    texts = dict(zip(questions["query_id"].to_pylist(), questions["query"].to_pylist(), strict=True))
+    rows = load_routed(DATA / "router" / f"{MMLU_PRO[0]}.parquet", weak=MMLU_PRO[1], strong=MMLU_PRO[2])
+    return [RoutingExample(texts[row.query_id], weak=row.weak, strong=row.strong) for row in rows]
+
+
+def folds(keeper: Keeper) -> dict[str, Any]:
+    """The shipped judge of `mmlu_llama3_cascade` by the share of the table that it learns from: a learning curve."""
+    table, read = cascade_table(keeper)
+    judge = Judge(table, read, keeper.folder or Path())
+    mmlu = remembered(judge.folder, "mmlu elsewhere", lambda: elsewhere(table, examples_of(mmlu_rows())))
+    rows = []
+    for num_folds in (5, 10, 20):
+        attempts = {
+            f"{num_folds} folds": judge.varying(),
+            f"{num_folds} folds, with --also": judge.varying(mmlu),
+            f"{num_folds} folds, with MiniLM": judge.varying(vectors=True),
+            f"{num_folds} folds, with MiniLM and --also": judge.varying(mmlu, vectors=True),
+        }
+        num_labels = round(len(table.examples) * (1 - 1 / num_folds))
+        found = table.measured(attempts, 4, keeper, "folds", num_folds)
+        rows += [{**row, "num_folds": num_folds, "num_labels": num_labels} for row in found]
+    return {"n": len(table.examples), "rows": rows}
+
+
+def signals(keeper: Keeper) -> dict[str, Any]:
+    """The shipped judge of `mmlu_llama3_cascade` with one signal of two, with a further table, and by a process."""
+    table, read = cascade_table(keeper)
+    folder = keeper.folder or Path()
+    both, one = Judge(table, read, folder), Judge(table, read[:, :1], folder)
+    mmlu = remembered(folder, "mmlu elsewhere", lambda: elsewhere(table, examples_of(mmlu_rows())))
+    pro = remembered(folder, "mmlu-pro elsewhere", lambda: elsewhere(table, mmlu_pro_examples()))
+    attempts = {}
+    for shown, vectors in (("", False), (" with MiniLM", True)):
+        for told, blocks in (("", ()), (", --also", (mmlu,)), (", --also, MMLU-Pro's too", (mmlu, pro))):
+            attempts[f"both confidences{shown}{told}"] = both.varying(*blocks, vectors=vectors)
+            attempts[f"confidence_msp alone{shown}{told}"] = one.varying(*blocks, vectors=vectors)
+    attempts["three classes of gain, each quality foretold first"] = both.stacked("words", "form", by="classes")
+    return {"n": len(table.examples), "rows": table.measured(attempts, 9, keeper, "signals")}
+
+
 def recorded_targets(judge: Judge, rows: Sequence[Any]) -> Any:
     """What the table records of each query: both models' qualities and confidences, and two other models' outcomes."""
     models = [*LLAMA[1:3], *PAIRS["routellm_mmlu"]]
@@ -648,6 +724,7 @@ TABLES = {
     "mmlu": ("routellm_mmlu", *PAIRS["routellm_mmlu"], ()),
     "cascade": LLAMA,
     "design": LLAMA,
+    "signals": LLAMA,
 }
 
 
@@ -701,19 +778,21 @@ def mmlu_by_kernel(table: Table, keeper: Keeper) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade", "design"])
+    parser.add_argument("table", choices=["gsm8k", "mmlu", "cascade", "design", "folds", "signals"])
     parser.add_argument("--keep", type=Path, required=True, help="the folder with MiniLM's vectors")
     parser.add_argument("--kept", action="store_true", help="measure those attempts alone whose scores are there")
     parser.add_argument("--draws", type=int, default=3, help="of the folds")
     options = parser.parse_args()
+    if options.kept and options.table == "folds":
+        parser.error("--kept measures draws of five folds; run folds without it, what is kept is not fitted again")
     start = time.perf_counter()
     drawn = "" if options.draws == 3 else f" --draws {options.draws}"
     head = provenance(f"python benchmarks/routing_attempts.py {options.table}{drawn}", PACKAGES)
     keeper = Keeper(options.keep)
     if options.kept:
         found = kept(options.table, keeper)
-    elif options.table == "design":
-        found = design(keeper)
+    elif options.table in ("design", "folds", "signals"):
+        found = {"design": design, "folds": folds, "signals": signals}[options.table](keeper)
     else:
         found = {"gsm8k": gsm8k, "mmlu": mmlu, "cascade": cascade}[options.table](keeper, options.draws)
     save({**head, **found, "took_s": time.perf_counter() - start}, f"routing_attempts_{options.table}")

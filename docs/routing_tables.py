@@ -13,8 +13,10 @@ CASCADES = ("mmlu_llama3_cascade", "mmlupro_confidence", "routellm_gsm8k")
 DULL = "plain tfidf ridge"
 _ALSO = "hybrid --also routellm_mmlu"
 #: What the attempts at a table are called, where not by its name.
-_TITLES = {"design": "judge"}
-_DRAWS = {2: "two", 3: "three", 4: "four"}
+_TITLES = {"design": "judge", "folds": "judge by what it learns from", "signals": "judge by what it reads"}
+_DRAWS = {2: "two", 3: "three", 4: "four", 8: "eight other"}
+#: Whose attempts were compared in the draws that are not the published one, which comes first.
+_COMPARED_ELSEWHERE = ("signals",)
 
 
 def routing_documents() -> Iterator[tuple[Path, str]]:
@@ -176,7 +178,8 @@ def _cascade(found: dict[str, Any]) -> str:
 def _attempts(path: Path) -> str:
     name = path.stem.removeprefix("routing_")
     found, table = _read(name), name.removeprefix("attempts_")
-    num_draws = len(found["rows"][0]["draws"])
+    first = 1 if table in _COMPARED_ELSEWHERE else 0
+    num_draws = len(found["rows"][0]["draws"]) - first
     header = [
         f"{_TITLES.get(table, table)}, n = {found['n']:,}",
         "APGR",
@@ -190,7 +193,7 @@ def _attempts(path: Path) -> str:
                 row["attempt"],
                 f"{row['apgr']:.3f}",
                 _span(row["interval"]),
-                *([f"{sum(row['draws']) / num_draws:.3f}"] if num_draws > 1 else []),
+                *([f"{sum(row['draws'][first:]) / num_draws:.3f}"] if num_draws > 1 else []),
             ]
             for row in found["rows"]
         ],
