@@ -311,6 +311,7 @@ class _Protocol(HttpToolsProtocol):
             self.cycle.transport = _WithHead(self.transport)  # type: ignore[assignment]  # all that a reply uses
 
     def on_response_complete(self) -> None:
+        self.cycle.scope["extensions"].pop(WHOLE, None)  # it holds the cycle: else each request waits for the collector
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
             self.waiting[self] = None
