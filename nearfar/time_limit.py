@@ -18,12 +18,13 @@ class TimeLimit:
         has_passed: whether the time is up.
     """
 
-    __slots__ = ("_before", "_task", "_timer", "has_passed")
+    __slots__ = ("_before", "_loop", "_task", "_timer", "has_passed")
 
     def __init__(self, seconds: float | None) -> None:
         self.has_passed = False
         self._task: asyncio.Task[object] | None = None
-        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._pass)
+        self._loop = loop = asyncio.get_running_loop()
+        self._timer = None if seconds is None else loop.call_later(seconds, self._pass)
 
     def __enter__(self) -> None:
         """
@@ -32,7 +33,7 @@ class TimeLimit:
         """
         if self.has_passed:
             raise TimeoutError
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)  # which asks for the process's id where it is not told
         self._before = task.cancelling() if task is not None else 0
 
     def __exit__(

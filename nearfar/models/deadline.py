@@ -61,11 +61,12 @@ class Deadline(Wrapper):
                 reader.cancel()
 
         # One timer for the whole stream: `asyncio.timeout` around each of 200 events costs ten times the events.
-        timer = asyncio.get_running_loop().call_later(self._seconds, ring)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._seconds, ring)
         try:
             async with aclosing(self.inner.stream(query)) as events:
                 while not is_late:
-                    task = reader = asyncio.current_task()
+                    task = reader = asyncio.current_task(loop)
                     cancellations = task.cancelling() if task else 0
                     try:
                         event = await anext(events, None)

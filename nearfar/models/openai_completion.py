@@ -25,7 +25,7 @@ from nearfar.types import (
     Usage,
 )
 
-from .wire_json import checked_usage
+from .wire_json import UNREADABLE, checked_usage
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "stop": "stop",
@@ -112,7 +112,28 @@ class Chunk(Struct, gc=False):
     error: Any = None
 
 
+class _PlainMessage(_Words, gc=False, forbid_unknown_fields=True):
+    role: str | None = None
+
+
+class _PlainChoice(_Choice, gc=False, forbid_unknown_fields=True):
+    delta: None = None
+    message: _PlainMessage | None = None
+
+
+class _PlainCompletion(Chunk, gc=False, forbid_unknown_fields=True):
+    """A whole completion all of whose fields have a place of their own, or say nothing that outlives the answer."""
+
+    choices: list[_PlainChoice] | UnsetType = UNSET  # type: ignore[assignment]  # fewer than the others
+    error: None = None
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    model: Any = None
+
+
 CHUNKS = msgspec.json.Decoder(Chunk)
+_PLAIN_COMPLETIONS = msgspec.json.Decoder(_PlainCompletion)
 _OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _LISTS = msgspec.json.Decoder(list[dict[str, Raw]])
 
@@ -134,6 +155,15 @@ class _OpenCall:
     id: str
     name: str | None
     arguments: list[str]
+
+
+def plain_completion(data: bytes) -> Chunk | None:
+    """The whole completion where nothing in it needs a second look; None: read it as `CHUNKS`, and for other fields."""
+    try:
+        found = _PLAIN_COMPLETIONS.decode(data)
+    except UNREADABLE:
+        return None
+    return found if found.choices else None
 
 
 class Assembly:

@@ -27,7 +27,7 @@ from nearfar.types import (
 
 from . import gbnf
 from .http import Exchange, HttpClient
-from .openai_completion import CHUNKS, Assembly, joined
+from .openai_completion import CHUNKS, Assembly, joined, plain_completion
 from .wire_json import UNREADABLE
 
 #: OpenAI's own hosts, whose newer models take `max_completion_tokens` alone and tell "developer" from "system". Other
@@ -242,6 +242,8 @@ class OpenAIWireModel:
 
     def _take(self, data: bytes, assembly: Assembly, exchange: Exchange | None = None) -> list[StreamEvent]:
         """The events of one chunk, or of a whole body."""
+        if exchange is not None and (plain := plain_completion(data)) is not None:
+            return assembly.take(plain)
         try:
             chunk = CHUNKS.decode(data)
             if chunk.error:

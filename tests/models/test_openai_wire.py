@@ -492,6 +492,40 @@ async def test_fields_named_like_our_places_for_others_are_passed_over() -> None
     assert answer.extra == {"message": {"mood": "fine"}}
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "hi", "refusal": None},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "x", "type": "function", "function": {"name": "f"}}],
+        },
+        {"content": "hi", "reasoning_content": "so"},
+    ],
+    ids=["text", "call", "reasoning"],
+)
+async def test_a_whole_answer_of_known_fields_is_read_as_any_other(message: dict[str, Any]) -> None:
+    """One that has nothing to keep besides is decoded at once; a field of its own makes it take the other way."""
+    token = {"token": "hi", "logprob": -0.5, "bytes": [104, 105], "top_logprobs": []}
+    known = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "logprobs": {"content": [token]}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4, "cost": 0.1},
+    }
+    with OpenAIServer([web.json_response(known), web.json_response({**known, "provider": "p"})]) as server:
+        model = client(server)
+        query = Query("hi", sampling=SamplingOptions(logprobs=True))
+        one, other = [await model.complete(query) for _ in range(2)]
+        await model.aclose()
+
+    assert (one.extra, other.extra) == ({}, {"provider": "p"})
+    assert replace(one, latency_s=0, extra={}) == replace(other, latency_s=0, extra={})
+
+
 async def test_models_are_listed() -> None:
     """In the server's order, with the key."""
     with OpenAIServer([obedient]) as server:

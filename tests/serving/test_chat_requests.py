@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nearfar.errors import RequestError, UnsupportedOption
 from nearfar.serving.gateway.chat import parse_chat
@@ -233,3 +235,30 @@ def test_deep_but_sane_bodies_pass():
     call = parse_chat(nested(MAX_DEPTH - 1), 600.0)
 
     assert "x" in call.query.sampling.extra
+
+
+@given(
+    messages=st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": st.text(max_size=20)}
+        ),
+        max_size=3,
+    ),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_tokens": st.integers(1, 9),
+            "temperature": st.floats(0, 2),
+            "stop": st.sampled_from(["a", ["a", "b"], []]),
+            "logprobs": st.booleans(),
+            "stream": st.booleans(),
+            "logit_bias": st.just({"5": -1.0}),
+            "tools": st.none(),
+        },
+    ),
+)
+def test_a_plain_body_is_read_as_any_other(messages, options):
+    """A body with nothing but texts and plain options is decoded at once; `nearfar` makes it take the other way."""
+    plain, other = parse(messages=messages, **options), parse(messages=messages, nearfar={}, **options)
+
+    assert (plain.query, plain.stream) == (other.query, other.stream)

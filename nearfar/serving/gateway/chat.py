@@ -144,6 +144,22 @@ class _ChatRequest(Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
 
 
+class _PlainMessage(Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class _PlainRequest(_ChatRequest, kw_only=True, forbid_unknown_fields=True):
+    """What nearly all ask: texts, and options that need no look besides their type's."""
+
+    messages: list[_PlainMessage]  # type: ignore[assignment]  # fewer than the others
+    tools: None = None
+    tool_choice: None = None
+    response_format: None = None
+
+
+_decode_plain = msgspec.json.Decoder(_PlainRequest).decode
+
 #: Fields that need no look besides their type's.
 _PLAIN = frozenset(_ChatRequest.__struct_fields__)
 _NOTHING: Mapping[str, Any] = {}
@@ -178,13 +194,22 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
     Raises:
         RequestError: the body is wrong or asks for what nearfar does not do; `param` names the field.
     """
-    raw = parse_object(body)
     limits, metadata, extra = NO_CONSTRAINTS, _NOTHING, _NOTHING
-    if not raw.keys() <= _PLAIN:
-        refuse_fields(raw, _UNSUPPORTED)
-        check_service_tier(raw)
-        limits, metadata, extra = constraints(raw), notes(raw), unknown_fields(raw, FIELDS)
-    request = convert(raw, _ChatRequest)
+    request: _ChatRequest
+    try:
+        request = plain_request = _decode_plain(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raw = parse_object(body)
+        if not raw.keys() <= _PLAIN:
+            refuse_fields(raw, _UNSUPPORTED)
+            check_service_tier(raw)
+            limits, metadata, extra = constraints(raw), notes(raw), unknown_fields(raw, FIELDS)
+        request = convert(raw, _ChatRequest)
+        messages = _messages(request.messages, raw["messages"])
+        tools = _tools(request.tools, raw["tools"]) if request.tools else ()
+    else:
+        messages = tuple([Message(message.role, message.content) for message in plain_request.messages])
+        tools = ()
     options = request.stream_options
     check_stream_options(options, stream=bool(request.stream))
     if request.n not in {None, 1}:
@@ -192,9 +217,9 @@ def parse_chat(body: bytes, most_s: float) -> ChatCall:
     if request.modalities not in (None, [], ["text"]):
         raise UnsupportedOption("`modalities` other than text are not supported: answers are text.", param="modalities")
     query = Query(
-        _messages(request.messages, raw["messages"]),
+        messages,
         request.model,
-        _tools(request.tools, raw["tools"]) if request.tools else (),
+        tools,
         None if request.tool_choice is None else _tool_choice(request),
         request.parallel_tool_calls,
         _format(request.response_format),
@@ -221,8 +246,6 @@ def _messages(messages: Sequence[_Message], raw: Sequence[Mapping[str, Any]]) ->
 def _message(message: _Message, wire: Mapping[str, Any], index: int) -> Message:
     role = _ROLES.get(message.role)
     content = message.content
-    if role is not None and role != "tool" and len(wire) == 2 and isinstance(content, str):
-        return Message(role, content)  # nearly all: a role and a text
     at = f"messages[{index}]"
     if role is None:
         hint = " It is the old name of 'tool'." if message.role == "function" else ""
