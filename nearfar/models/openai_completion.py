@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import uuid4
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from nearfar.types import (
     Answer,
@@ -132,7 +132,31 @@ class _PlainCompletion(Chunk, gc=False, forbid_unknown_fields=True):
     model: Any = None
 
 
+class _BareDelta(Struct, gc=False):
+    content: Annotated[str, Meta(min_length=1)]
+    reasoning_content: None = None
+    reasoning: None = None
+    refusal: None = None
+    tool_calls: None = None
+
+
+class _BareChoice(Struct, gc=False):
+    delta: _BareDelta
+    index: Literal[0] = 0
+    finish_reason: None = None
+    logprobs: None = None
+
+
+class _BareChunk(Struct, gc=False):
+    """A stream's chunk that is a piece of text and nothing else: all but a few."""
+
+    choices: tuple[_BareChoice]
+    usage: None = None
+    error: None = None
+
+
 CHUNKS = msgspec.json.Decoder(Chunk)
+_BARE_CHUNKS = msgspec.json.Decoder(_BareChunk)
 _PLAIN_COMPLETIONS = msgspec.json.Decoder(_PlainCompletion)
 _OBJECTS = msgspec.json.Decoder(dict[str, Raw])
 _LISTS = msgspec.json.Decoder(list[dict[str, Raw]])
@@ -155,6 +179,18 @@ class _OpenCall:
     id: str
     name: str | None
     arguments: list[str]
+
+
+def bare_texts(batch: list[bytes], start: int) -> list[str]:
+    """The texts of the chunks from `start` to the first that is not a piece of text alone."""
+    texts: list[str] = []
+    decode = _BARE_CHUNKS.decode
+    try:
+        for i in range(start, len(batch)):
+            texts.append(decode(batch[i]).choices[0].delta.content)  # noqa: PERF401  # kept where the next one raises
+    except UNREADABLE:
+        return texts
+    return texts
 
 
 def plain_completion(data: bytes) -> Chunk | None:
@@ -223,6 +259,12 @@ class Assembly:
             if words.tool_calls:
                 events.extend(self._call(i, call) for i, call in enumerate(words.tool_calls))
         return events
+
+    def take_texts(self, texts: list[str]) -> TextDelta:
+        """Adds chunks that are a piece of text each, and returns them as one event."""
+        self.num_choices += len(texts)
+        self._text += texts
+        return TextDelta("".join(texts))
 
     def take_others(self, data: bytes) -> bool:
         """Keeps the fields of a chunk that have no place of their own; False where it is an error in disguise."""

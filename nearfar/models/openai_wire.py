@@ -27,7 +27,7 @@ from nearfar.types import (
 
 from . import gbnf
 from .http import Exchange, HttpClient
-from .openai_completion import CHUNKS, Assembly, joined, plain_completion
+from .openai_completion import CHUNKS, Assembly, bare_texts, joined, plain_completion
 from .wire_json import UNREADABLE
 
 #: OpenAI's own hosts, whose newer models take `max_completion_tokens` alone and tell "developer" from "system". Other
@@ -230,7 +230,14 @@ class OpenAIWireModel:
     def _take_batch(self, batch: list[bytes], assembly: Assembly) -> tuple[list[StreamEvent], UpstreamError | None]:
         """The events of chunks that came together, and what was wrong with the chunk behind the last of them."""
         events: list[StreamEvent] = []
-        for data in batch:
+        start = 0
+        while start < len(batch):
+            if texts := bare_texts(batch, start):
+                events.append(assembly.take_texts(texts))
+                start += len(texts)
+                continue
+            data = batch[start]
+            start += 1
             if data == b"[DONE]":
                 assembly.is_done = True
                 break

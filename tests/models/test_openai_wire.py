@@ -411,6 +411,38 @@ async def test_unknown_fields_of_a_stream_are_kept() -> None:
     }
 
 
+async def test_what_stands_beside_a_text_is_not_lost() -> None:
+    """Chunks that are a text alone are read many at once; those that are more, between them, are read whole."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    events, answer = await stream_of(
+        delta(role="assistant", content=""),
+        delta(content="a"),
+        delta(content="b", tool_calls=None),
+        {"choices": [{"index": 1, "delta": {"content": "another choice"}}]},
+        delta(content="c", reasoning="so"),
+        delta(content="d"),
+        {**delta(content="e"), "usage": usage},
+        delta("length", content="f"),
+    )
+
+    assert answer.text == "abcdef" == "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert answer.reasoning == "so"
+    assert answer.usage == Usage(3, 4)
+    assert answer.finish_reason == "length"
+
+
+async def test_an_error_behind_texts_comes_after_them() -> None:
+    """What was said before it is given out first."""
+    body = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: {"error":{"message":"full"}}\n\n'
+    with OpenAIServer([web.Response(body=body, content_type="text/event-stream")]) as server:
+        model = client(server)
+        events = model.stream(Query("hi"))
+        assert await anext(events) == TextDelta("a")
+        with pytest.raises(UpstreamError, match="full"):
+            await anext(events)
+        await model.aclose()
+
+
 async def test_an_unknown_finish_reason_is_kept_and_means_stop() -> None:
     """Servers invent some."""
     _, answer = await stream_of(delta(content="hi"), delta("eos"))
