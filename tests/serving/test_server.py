@@ -92,11 +92,13 @@ async def test_a_stopped_gateway_finishes_what_it_began(tmp_path, number):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("signals", [1, 2], ids=["grace is over", "asked twice"])
-async def test_a_stop_does_not_wait_for_ever(tmp_path, signals):
-    """After its grace, or when asked again, it cancels what is in flight, and the log says so."""
+async def test_a_stop_does_not_wait_for_ever(tmp_path, signals, stream):
+    """After its grace, or when asked again, it cancels what is in flight; the log and the client are told so."""
     process, url = await start(tmp_path, delay_s=600, grace_s=1 if signals == 1 else 600)
-    asking = asyncio.create_task(talk(url, request_bytes(CHAT, HI)))
+    body = json.dumps({**json.loads(HI), "stream": stream}).encode()
+    asking = asyncio.create_task(talk(url, request_bytes(CHAT, body)))
     await asyncio.sleep(0.3)
 
     for _ in range(signals):
@@ -105,6 +107,7 @@ async def test_a_stop_does_not_wait_for_ever(tmp_path, signals):
     reply = await asking
 
     assert b"200 OK" not in reply
+    assert signals == 2 or (reply.startswith(b"HTTP/1.1 503") and b'"code":"stopping"' in reply)
     assert await process.wait() == 0
     assert await statuses(tmp_path) == ["cancelled"]
 

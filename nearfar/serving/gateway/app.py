@@ -37,7 +37,17 @@ from .agent_models import MODELS
 from .agent_runs import PATHS, AgentsDoor
 from .keys import KeyRing, scrub
 from .metrics import CONTENT_TYPE, Metrics
-from .problems import Problem, internal, invalid, out_of_time, overloaded, problem_of, refusal, unauthorized
+from .problems import (
+    Problem,
+    internal,
+    invalid,
+    out_of_time,
+    overloaded,
+    problem_of,
+    refusal,
+    stopping,
+    unauthorized,
+)
 from .replies import (
     JSON,
     WHOLE,
@@ -269,10 +279,14 @@ class Gateway:
         with CancelWhenGone(scope, receive) as watch:
             try:
                 if call.stream:
-                    return await self._stream(call, wire, started, send)
+                    return await self._stream(call, wire, started, send, watch)
                 return await self._complete(call, wire, started, send, scope)
             except NearfarError as exc:
                 return self._failure(exc, call, wire, started)
+            except asyncio.CancelledError:
+                if watch.is_gone:
+                    raise
+                return stopping()
             except Exception as exc:
                 _report(exc)
                 return internal()
@@ -294,7 +308,9 @@ class Gateway:
         await send_answer(send, send_whole, decision, body)
         return None
 
-    async def _stream(self, call: Call, wire: _Wire, started: float, send: Send) -> Problem | None:
+    async def _stream(
+        self, call: Call, wire: _Wire, started: float, send: Send, watch: CancelWhenGone
+    ) -> Problem | None:
         encoder = call.encoder(int(time.time()))
         events = self._answerer(call.query).stream(call.query, door="http")
         reply = EventStream(send, heartbeat_s=self._settings.heartbeat_s)
@@ -309,6 +325,10 @@ class Gateway:
             problem = self._failure(exc, call, wire, started)
         except TimeoutError:
             problem = out_of_time()
+        except asyncio.CancelledError:
+            if watch.is_gone:
+                raise
+            problem = stopping()
         except Exception as exc:
             _report(exc)
             problem = internal()

@@ -96,6 +96,11 @@ def overloaded(limit: int) -> Problem:
     return Problem(503, message, _SERVER, "overloaded", retry_after_s=1)
 
 
+def stopping() -> Problem:
+    """The gateway is being stopped, and does not wait for this answer any longer."""
+    return Problem(503, "The gateway is being stopped. Ask again in a while.", _SERVER, "stopping")
+
+
 def internal() -> Problem:
     """A fault of ours; its details are in the log, not here."""
     return Problem(500, "nearfar failed unexpectedly; its log says why.", _SERVER, "internal_error", should_retry=False)
