@@ -19,7 +19,7 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Impossible(ValueError):
-    """No text fits."""
+    """Provably no text fits; that none is found among fewer than may fit is `Unsupported`."""
 
 
 class Unsupported(ValueError):

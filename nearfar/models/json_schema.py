@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
@@ -27,6 +27,14 @@ ASSERTIONS: Final = frozenset(
     """.split()  # noqa: SIM905 - easier to read than a list of quoted words
 )
 
+#: Those that drafts before 2020-12 do not all know; what a draft does not know says nothing.
+_LATER: Final = frozenset(
+    """
+    const contains propertyNames if prefixItems dependentRequired dependentSchemas unevaluatedProperties
+    unevaluatedItems
+    """.split()  # noqa: SIM905 - as above
+)
+
 
 class SchemaRefused(ValueError):
     """No grammar can hold a model to the schema; the message says why."""
@@ -37,10 +45,15 @@ class Document:
 
     Args:
         root: the whole schema.
+        known: the keywords of its draft; None: all there are.
     """
 
-    def __init__(self, root: Schema) -> None:
+    def __init__(self, root: Schema, known: Container[str] | None = None) -> None:
         self.root = root
+        self._unknown = set() if known is None else {keyword for keyword in _LATER if keyword not in known}
+        if "dependentRequired" in self._unknown:  # draft 7 or before
+            self._unknown |= {"minContains", "maxContains"}
+        self._is_alone = "unevaluatedProperties" in self._unknown
         self._work = 0
         self._recursive: dict[str, bool] = {}
 
@@ -53,6 +66,12 @@ class Document:
         self._work += 1
         if self._work > _MAX_WORK:
             raise Unsupported(complaint)
+
+    def assertions(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """What a schema of its draft rules out: up to draft 7, nothing beside a reference does."""
+        if self._is_alone and "$ref" in schema:
+            return {"$ref": schema["$ref"]}
+        return {key: value for key, value in assertions(schema).items() if key not in self._unknown}
 
     def resolved(self, reference: str, where: str) -> Schema:
         """What a reference within the document names.
@@ -161,6 +180,18 @@ def require_descent(root: Any) -> None:
                 raise SchemaRefused("it refers to itself for the same value, without end")
             elif id(inner) not in done:
                 path.append((inner, document.beside(inner)))
+
+
+def require_one_base(root: Any) -> None:
+    """Returns if every reference starts from the root: an `$id` inside makes those beneath it start there.
+
+    Raises:
+        SchemaRefused: one may not.
+    """
+    names = [each["$id"] for each in _mappings(root) if each is not root and isinstance(each.get("$id"), str)]
+    inner = next((name for name in names if not name.startswith("#")), None)
+    if inner is not None and any(_references(root)):
+        raise SchemaRefused(f"references beside a part with an '$id' of its own, {inner!r}, cannot be followed")
 
 
 def _require_quick_patterns(root: Any) -> None:

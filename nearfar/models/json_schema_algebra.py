@@ -55,7 +55,7 @@ def merged(document: Document, schemas: Iterable[Schema], where: str) -> Schema:
             raise Impossible(f"{where}: nothing fits")
         if each is True:
             continue
-        part = assertions(each)
+        part = document.assertions(each)
         _close_rest(part, where)
         if "$ref" in part:
             parts[:0] = [document.resolved(part.pop("$ref"), where), part]
@@ -73,7 +73,7 @@ def negated(document: Document, schema: Schema, where: str, depth: int = 0) -> l
     if depth > 8:
         return []
     others: list[Schema] = []
-    for key, value in schema.items():
+    for key, value in document.assertions(schema).items():
         others += _negated_keyword(document, key, value, where, depth + 1)
     return others[:MAX_OPTIONS]
 
@@ -100,12 +100,19 @@ def listed_not(rest: Mapping[str, Any]) -> list[Any] | None:
 
 def own_rest(rest: dict[str, Any], where: str) -> None:
     """Says `unevaluatedProperties` in our own word, since it sees what the schemas beside it evaluate."""
+    _require_all_evaluated(rest, where)
     if "unevaluatedItems" in rest and rest.keys() & _APPLICATORS:
         raise Unsupported(f"{where}: 'unevaluatedItems' beside other schemas cannot be kept to")
-    if "unevaluatedProperties" in rest and rest.keys() & {"not", "if", "oneOf"}:
-        raise Unsupported(f"{where}: 'unevaluatedProperties' beside 'not', 'if' or 'oneOf' cannot be kept to")
     if "unevaluatedProperties" in rest:
         rest[_REST] = both(rest.pop("unevaluatedProperties"), rest.get(_REST, True))
+    if _REST in rest and rest.keys() & {"not", "if", "oneOf"}:  # what they rule out would count as evaluated
+        raise Unsupported(f"{where}: 'unevaluatedProperties' beside 'not', 'if' or 'oneOf' cannot be kept to")
+
+
+def in_standard_words(rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema without our own word, which a validator does not know."""
+    said = {key: value for key, value in rest.items() if key != _REST}
+    return {**said, "unevaluatedProperties": rest[_REST]} if _REST in rest else said
 
 
 def additional_properties(rest: Mapping[str, Any]) -> Schema:
@@ -116,7 +123,8 @@ def additional_properties(rest: Mapping[str, Any]) -> Schema:
 
 def _merge(result: dict[str, Any], part: dict[str, Any], where: str) -> None:
     """Makes the result a schema of what fits it and the part."""
-    _close_properties(result, part)
+    _close_properties(result, part, where)
+    _tie_companions(result, part)
     if part.keys() & {"items", "prefixItems"}:
         _merge_items(result, part, where)
     for key, new in part.items():
@@ -129,10 +137,8 @@ def _merge(result: dict[str, Any], part: dict[str, Any], where: str) -> None:
         elif key in ("anyOf", "oneOf"):
             if result[key] != new or key == "oneOf":
                 _conjoin(result, {key: new})
-        elif key == "if":
-            _conjoin(result, {name: part[name] for name in ("if", "then", "else") if name in part})
-        elif key in ("then", "else", "format"):
-            continue  # those go with their if, and a format is a note
+        elif key == "format":
+            continue  # it is a note
         else:
             result[key] = _agreed(key, result[key], new, where)
 
@@ -228,6 +234,20 @@ def _conjoin(result: dict[str, Any], schema: Schema) -> None:
     result["anyOf"] = [{"allOf": [option, schema]} for option in result["anyOf"]] if "anyOf" in result else [schema]
 
 
+def _tie_companions(result: dict[str, Any], part: dict[str, Any]) -> None:
+    """Keeps `then` and `else` to their `if` and `minContains` to its `contains`, without which they say nothing."""
+    if "if" in result and "if" in part:
+        _conjoin(result, {name: part.pop(name) for name in ("if", "then", "else") if name in part})
+    for one, other in ((result, part), (part, result)):
+        if "if" not in one:
+            one.pop("then", None)
+            one.pop("else", None)
+        if "contains" not in one:
+            one.pop("minContains", None)
+        elif "contains" in other:
+            one.setdefault("minContains", 1)
+
+
 def _says(schema: Schema) -> bool:
     """Whether it rules anything out."""
     return schema is False or (isinstance(schema, Mapping) and any(key in ASSERTIONS for key in schema))
@@ -235,6 +255,7 @@ def _says(schema: Schema) -> bool:
 
 def _close_rest(part: dict[str, Any], where: str) -> None:
     """Says `unevaluatedProperties` of a schema that is merged into another, whose properties it does not see."""
+    _require_all_evaluated(part, where)
     if part.keys() & {"unevaluatedProperties", "unevaluatedItems"} and part.keys() & _APPLICATORS:
         raise Unsupported(f"{where}: 'unevaluated…' in a part of a schema cannot be kept to")
     for old, new in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
@@ -242,22 +263,40 @@ def _close_rest(part: dict[str, Any], where: str) -> None:
             part.setdefault(new, part.pop(old))
 
 
-def _close_properties(result: dict[str, Any], part: dict[str, Any]) -> None:
-    """What one of them says of properties that only the other declares, said where they are declared."""
+def _require_all_evaluated(part: Mapping[str, Any], where: str) -> None:
+    if {"unevaluatedItems", "contains"} <= part.keys():
+        raise Unsupported(f"{where}: 'unevaluatedItems' beside 'contains', which evaluates some, cannot be kept to")
+
+
+def _close_properties(result: dict[str, Any], part: dict[str, Any], where: str) -> None:
+    """What one of them says of properties that only the other declares, said where they are declared.
+
+    Raises:
+        Unsupported: a pattern's names are partly those that the other declares.
+    """
     for one, other in ((result, dict(part)), (part, dict(result))):
         if "additionalProperties" not in other:
             continue
         known = other.get("properties", {})
         patterns = other.get("patternProperties", {})
         additional = other["additionalProperties"]
-        for key in ("properties", "patternProperties"):
-            if key in one:
-                one[key] = {
-                    name: schema
-                    if name in known or (key == "properties" and any(searcher(pattern)(name) for pattern in patterns))
-                    else both(schema, additional)
-                    for name, schema in one[key].items()
-                }
+        if additional is True:
+            continue
+        if "properties" in one:
+            one["properties"] = {
+                name: schema
+                if name in known or any(searcher(pattern)(name) for pattern in patterns)
+                else both(schema, additional)
+                for name, schema in one["properties"].items()
+            }
+        own = one.get("patternProperties", {})
+        for pattern in own.keys() - patterns.keys():
+            if patterns or any(map(searcher(pattern), known)):
+                raise Unsupported(f"{where}: {pattern!r} beside other 'additionalProperties' cannot be kept to")
+        if own:
+            one["patternProperties"] = {
+                pattern: schema if pattern in patterns else both(schema, additional) for pattern, schema in own.items()
+            }
 
 
 def _merge_items(result: dict[str, Any], part: Mapping[str, Any], where: str) -> None:

@@ -15,8 +15,17 @@ from math import ceil, floor
 from typing import Any, Final
 
 from .grammar import NOTHING, Impossible, Node, Repeated, Text, Unsupported, by_prefix, either, optional, sequence
-from .json_schema import ASSERTIONS, Document, Schema, SchemaRefused, assertions, same, schema_validator
-from .json_schema_algebra import MAX_OPTIONS, TYPES, additional_properties, listed_not, merged, negated, own_rest
+from .json_schema import ASSERTIONS, Document, Schema, SchemaRefused, require_one_base, same, schema_validator
+from .json_schema_algebra import (
+    MAX_OPTIONS,
+    TYPES,
+    additional_properties,
+    in_standard_words,
+    listed_not,
+    merged,
+    negated,
+    own_rest,
+)
 from .json_schema_numbers import numbers
 from .text_grammar import all_but, as_json, format_text, json_string, limited, pattern_text, searcher
 from .value_grammar import MAX_EXTRA, MAX_KEY, any_value, listing
@@ -28,11 +37,15 @@ _FUEL: Final = (3, 6, 12)  # how often recursion may recur, tried in this order
 _REFUSED: Final = frozenset({"$dynamicRef", "$recursiveRef", "maxContains", "dependencies", "additionalItems"})
 
 _BY_TYPE: Final = {
-    "object": "properties required additionalProperties patternProperties propertyNames minProperties maxProperties",
-    "array": "items prefixItems minItems maxItems uniqueItems contains minContains",
+    "object": (
+        "properties required additionalProperties patternProperties propertyNames minProperties maxProperties "
+        "x-nearfar-rest"
+    ),
+    "array": "items prefixItems unevaluatedItems minItems maxItems uniqueItems contains minContains",
     "string": "minLength maxLength pattern format",
     "number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf",
 }
+_ONLY_OTHERS: Final = "only values that its keywords are not about fit; say their 'type'"
 _TYPE_OF: Final = {keyword: kind for kind, keywords in _BY_TYPE.items() for keyword in keywords.split()}
 
 
@@ -61,12 +74,13 @@ def schema_grammar(schema: Schema, *, is_object: bool = False) -> SchemaGrammar:
         SchemaRefused: nothing fits it, or it uses what no grammar here can say.
     """
     validator = schema_validator(schema)
+    require_one_base(schema)
     reason: Exception | None = None
     start: Schema = schema
     if is_object and (isinstance(schema, bool) or schema.get("type") != "object"):
         start = {"allOf": [{"$ref": "#"}, {"type": "object"}]}
     for fuel in _FUEL:
-        compiler = _Compiler(Document(schema), validator)
+        compiler = _Compiler(Document(schema, validator.VALIDATORS), validator)
         try:
             return SchemaGrammar(compiler.node(start, fuel, "#"), tuple(dict.fromkeys(compiler.left_out)))
         except _OutOfFuel as exc:
@@ -105,7 +119,7 @@ class _Compiler:
             return any_value(_ANY_DEPTH)
         if schema is False:
             raise Impossible(f"{where}: nothing fits")
-        rest = assertions(schema)
+        rest = self.document.assertions(schema)
         if refused := sorted(rest.keys() & _REFUSED):
             raise Unsupported(f"{where}: {refused[0]!r} cannot be kept to")
         own_rest(rest, where)
@@ -262,7 +276,8 @@ class _Compiler:
     def _values(self, rest: dict[str, Any], where: str) -> Node:
         """Those of the listed values that fit everything else too."""
         candidates = [rest["const"]] if "const" in rest else list(rest["enum"])
-        fitting = [value for value in candidates if self.fits(value, rest)]
+        judged = in_standard_words(rest)
+        fitting = [value for value in candidates if self.fits(value, judged)]
         if not fitting:
             raise Impossible(f"{where}: none of the listed values fits")
         texts = []
@@ -296,7 +311,9 @@ class _Compiler:
             if not implied and "not" not in rest:
                 return any_value(_ANY_DEPTH)
             kinds: list[str] = [kind for kind in TYPES if kind in implied]
-            kinds = kinds or [kind for kind in TYPES if kind != "integer"]
+            if kinds:
+                return self._some([{**rest, "type": kind} for kind in kinds], fuel, where, _ONLY_OTHERS)
+            kinds = [kind for kind in TYPES if kind != "integer"]
         else:
             kinds = [named] if isinstance(named, str) else list(named)
         if len(kinds) > 1:
@@ -325,8 +342,13 @@ class _Compiler:
     def _string(self, rest: Mapping[str, Any], excluded: Sequence[str]) -> Node:
         least, most = _bound(rest.get("minLength", 0), up=True), rest.get("maxLength")
         most = None if most is None else _bound(most, up=False)
+        if most is not None and least > most:
+            raise Impossible("'minLength' is above 'maxLength'")
         if "pattern" in rest:
-            text = limited(pattern_text(rest["pattern"]), least, most)
+            text = pattern_text(rest["pattern"])
+            if most is not None and len(text.shortest) > most:
+                raise Impossible(f"no text of the pattern has at most {most} characters")
+            text = _some_limited(text, least, most)
             if any(map(searcher(rest["pattern"]), excluded)):
                 raise Unsupported("a text of a pattern that is not another one cannot be kept to")
             return as_json(text)
@@ -334,7 +356,7 @@ class _Compiler:
             most = max(least, 1_000 if most is None else min(most, 2_000))
             return as_json(all_but(excluded, least=least, most=most))
         known = format_text(str(rest.get("format", "")))
-        return json_string(least, most) if known is None else as_json(limited(known, least, most))
+        return json_string(least, most) if known is None else as_json(_some_limited(known, least, most))
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -344,6 +366,7 @@ class _Compiler:
         names = list(dict.fromkeys([*declared, *required]))
         free = self._free_pair(rest, names, fuel, where)
         pairs: list[tuple[Node, bool]] = []
+        is_whole = True
         for name in names:
             try:
                 value = self._property(rest, name, fuel, where)
@@ -351,6 +374,7 @@ class _Compiler:
             except (Impossible, Unsupported) as exc:
                 if name in required:
                     raise
+                is_whole &= isinstance(exc, Impossible)
                 self._note([exc])
         least = _bound(rest.get("minProperties", 0), up=True)
         most = rest.get("maxProperties")
@@ -362,7 +386,7 @@ class _Compiler:
                 count += 1
         missing = max(0, least - count)
         if missing > 1 or (missing and free is None):
-            if free is None and additional_properties(rest) is False and "patternProperties" not in rest:
+            if is_whole and additional_properties(rest) is False and "patternProperties" not in rest:
                 raise Impossible(f"{where}: it has fewer properties than 'minProperties' asks for")
             raise Unsupported(f"{where}: 'minProperties' asks for properties of free names")
         if most is not None and (count + missing > most or least > most):
@@ -513,6 +537,18 @@ def _told_of(where: str) -> Iterator[None]:
         yield
     except (Impossible, Unsupported) as exc:
         raise type(exc)(f"{where}: {exc}") from exc
+
+
+def _some_limited(text: Node, least: int, most: int | None) -> Node:
+    """Those of the texts that have so many characters, of a grammar that need not have all texts that are meant.
+
+    Raises:
+        Unsupported: it has none.
+    """
+    try:
+        return limited(text, least, most)
+    except Impossible as exc:
+        raise Unsupported(str(exc)) from exc
 
 
 def _bound(value: float, *, up: bool) -> int:

@@ -44,7 +44,7 @@ def decimals(low: Fraction | None, high: Fraction | None, *, is_above: bool = Fa
         low: None: no bound.
         high: None: no bound.
         is_above: `low` itself is not meant.
-        is_below: `high` itself is not meant.
+        is_below: `high` itself is not meant; nor a number so near to an open bound that a double takes it for it.
 
     Raises:
         Impossible: there is none.
@@ -53,8 +53,10 @@ def decimals(low: Fraction | None, high: Fraction | None, *, is_above: bool = Fa
     if low is not None and high is not None and (low > high or (low == high and (is_above or is_below))):
         raise Impossible("no number is within the bounds")
     places = max(_FRACTION_DIGITS, *(_places(bound) + 1 for bound in (low, high) if bound is not None), 0)
+    opened = [bound for bound, is_open in ((low, is_above), (high, is_below)) if bound is not None and is_open]
+    places = min(18, places, *(max(0, _DIGITS - len(str(int(abs(bound))))) for bound in opened))
     options = []
-    for digits in range(min(places, 18) + 1):
+    for digits in range(places + 1):
         scale = 10**digits
         least = None if low is None else ceil(low * scale)
         most = None if high is None else floor(high * scale)
@@ -77,7 +79,7 @@ def multiples(of: int, low: int | None = None, high: int | None = None) -> Node:
     Raises:
         Impossible: there is none.
     """
-    least, most = _limits(low, high, _DIGITS)
+    least, most = _limits(low, high, max(_DIGITS, len(str(of)) + 1))
     first, last = ceil(Fraction(least, of)), floor(Fraction(most, of))
     if first > last:
         raise Impossible(f"no multiple of {of} is within the bounds")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from jsonschema.validators import validator_for
 
 from nearfar.models.gbnf import Grammar
 from nearfar.models.grammar import accepts, completed, gbnf, sampled
@@ -236,6 +237,133 @@ def test_what_no_grammar_can_say_is_refused_with_the_reason(schema: Any, why: st
     """Never a wider one."""
     with pytest.raises(SchemaRefused, match=why):
         schema_grammar(schema)
+
+
+_DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        # a format is a note, so that a text which is none fits both options
+        ({"oneOf": [{"type": "string", "maxLength": 9}, {"type": "string", "format": "date"}]}, "a "),
+        ({"oneOf": [{"type": "string", "pattern": "^(a?)*$"}, {"type": "string", "minLength": 2}]}, "aa"),
+        ({"oneOf": [{"type": "string", "pattern": "^ab$"}, {"type": "string", "minLength": 3}]}, "ab\n"),
+        ({"oneOf": [{}, {"minimum": 5, "maximum": 3}]}, "no number"),
+        ({"oneOf": [{"type": "integer", "minimum": 1}, {"minimum": 1, "multipleOf": 10**16}]}, 10**16),
+        (
+            {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "properties": {"a": {"pattern": "(?=x)"}},
+                        "additionalProperties": False,
+                        "minProperties": 1,
+                    },
+                    {"type": "object", "properties": {"a": {"type": "string"}}, "minProperties": 1},
+                ]
+            },
+            {"a": "x"},
+        ),
+        (
+            {
+                "oneOf": [
+                    {"required": ["x_a"], "patternProperties": {"^x_": {"type": "integer"}}},
+                    {"required": ["x_a"], "properties": {"x_a": {}}, "additionalProperties": False},
+                ]
+            },
+            {"x_a": 1},
+        ),
+        (
+            {
+                "oneOf": [
+                    {"type": "array", "contains": {"type": "string"}, "unevaluatedItems": False},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                ]
+            },
+            ["a"],
+        ),
+        (
+            {
+                "oneOf": [
+                    {"type": "array", "prefixItems": [{"type": "string"}], "minItems": 1},
+                    {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                ],
+                "$schema": _DRAFT_7,
+            },
+            [1],
+        ),
+        ({"not": {"$ref": "#/$defs/a", "type": "string"}, "$defs": {"a": {"type": "integer"}}, "$schema": _DRAFT_7}, 1),
+        ({"type": "array", "contains": {"type": "string"}, "minContains": 0, "$schema": _DRAFT_7}, []),
+    ],
+)
+def test_only_what_provably_fits_nothing_tells_options_apart(schema: dict[str, Any], value: Any) -> None:
+    """What a grammar narrows, and what a draft does not know, proves nothing."""
+    check_left_out(schema, value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"unevaluatedProperties": False}, {"a": 1}),
+        ({"unevaluatedItems": {"type": "integer"}}, ["a"]),
+        ({"unevaluatedProperties": False, "enum": [{"a": 1}]}, {"a": 1}),
+        ({"unevaluatedProperties": False, "allOf": [{"not": {"properties": {"a": {"type": "string"}}}}]}, {"a": 1}),
+        (
+            {"type": "array", "allOf": [{"contains": {"type": "string"}, "minContains": 0}, {"contains": {}}]},
+            [],
+        ),
+        ({"type": "array", "allOf": [{"minContains": 0}, {"contains": {"type": "string"}}]}, []),
+        ({"type": "string", "allOf": [{"then": True}, {"if": {}, "then": False}]}, ""),
+        (
+            {
+                "type": "object",
+                "allOf": [
+                    {"patternProperties": {"^a": {}}},
+                    {"properties": {"^a": {}}, "additionalProperties": False},
+                ],
+            },
+            {"ab": 1},
+        ),
+        ({"type": "string", "minLength": 5, "maxLength": 3, "not": {"const": "abcd"}}, "abcde"),
+        (
+            {
+                "$ref": "#/$defs/a",
+                "$defs": {
+                    "a": {"$id": "urn:example:a", "$ref": "#/$defs/x", "$defs": {"x": {"type": "string"}}},
+                    "x": {"type": "integer"},
+                },
+            },
+            1,
+        ),
+    ],
+)
+def test_what_keywords_say_together_is_kept_to(schema: dict[str, Any], value: Any) -> None:
+    """Also where they stand in several schemas, or beneath an `$id`."""
+    check_left_out(schema, value)
+
+
+def check_left_out(schema: dict[str, Any], value: Any) -> None:
+    """The value does not fit, and no grammar takes it."""
+    assert not validator_for(schema, default=Draft202012Validator)(schema).is_valid(value)
+    try:
+        grammar = schema_grammar(schema).node
+    except SchemaRefused:
+        return
+    assert not accepts(grammar, json.dumps(value, ensure_ascii=False))
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "number", "exclusiveMinimum": 1e15}, "1000000000000000.000001"),
+        ({"type": "number", "not": {"const": 123456789012}}, "123456789012.000001"),
+    ],
+)
+def test_no_number_is_read_as_an_open_bound(schema: dict[str, Any], text: str) -> None:
+    """A double has 15 digits for certain."""
+    assert not Draft202012Validator(schema).is_valid(json.loads(text))
+    assert not accepts(schema_grammar(schema).node, text)
 
 
 def test_a_pattern_that_backtracks_for_ever_is_searched_at_once() -> None:
