@@ -173,10 +173,10 @@ def _limited_repeats(node: Repeated, least: int, most: int | None) -> Node:
             raise Impossible(f"no text has at least {least} and at most {most} characters")
         return Repeated(node.body, count, top)
     body = node.body
-    if short:
+    if short and (top is None or -(-least // short) <= top):
         count = max(count, -(-least // short))
     elif least:
-        count = max(count, 1)
+        count = max(count, 1) if top is None or not short else top
         body = limited(body, -(-least // count), None)
         short = len(body.shortest)
     if most is not None:

@@ -185,6 +185,7 @@ def test_what_fits_a_usual_schema_is_in_its_grammar(schema: dict[str, Any], insi
     ("schema", "outside"),
     [
         ({"type": "string", "maxLength": 2}, ['"abc"', '"\x01"', '"\\ud800"', "''", '"a']),
+        ({"type": "string", "pattern": "^(?:x|yy)?z+$", "minLength": 4, "maxLength": 5}, ['"xxzzz"', '"yyxzz"']),
         ({"type": "integer"}, ["01", "-", "+1", "1.0", "1e3", "NaN"]),
         ({"type": "integer", "minimum": 7, "maximum": 1204}, ["6", "1205", "2000", "-7", "70000"]),
         ({"type": "number", "minimum": 0, "maximum": 1}, ["1.1", "-0.5", "2", ".5", "1."]),
