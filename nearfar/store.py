@@ -2,9 +2,10 @@
 
 What is queued is written in one transaction, so that a hundred requests at once cost one commit. Brief operations are
 committed by the event loop's own thread while nobody else holds the file: passing them to another thread costs more
-than writing them. Everything else, and whatever has to wait, is the writer thread's. WAL with `synchronous=NORMAL`:
-what `write` or `flush` has confirmed survives the process (`kill -9`); a power loss may cost the last groups, never
-the file's integrity.
+than writing them; where those who wait come one by one, each commits his own without a further turn of the loop.
+Everything else, and whatever has to wait, is the writer thread's. WAL with `synchronous=NORMAL`: what `write` or
+`flush` has confirmed survives the process (`kill -9`); a power loss may cost the last groups, never the file's
+integrity.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ BUSY_TIMEOUT_S = 30.0
 #: Groups committed on event loops between two checkpoints of the write-ahead log, which sync files and are the writer
 #: thread's: a log of some ten megabytes.
 _GROUPS_PER_CHECKPOINT = 500
+
+#: Where those who wait come further apart than this, each commits his own at once: nobody is about to join him.
+_LONG_GAP_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class Store:
         self._brief: list[_Job] = []  # to be committed by `_brief_loop` in its next turn
         self._brief_loop: asyncio.AbstractEventLoop | None = None
         self._num_brief_groups = 0  # since the last checkpoint
+        self._latest = 0.0  # when somebody last began to wait
+        self._gap_s = 0.0  # from one who waits to the next, in the mean of about eight
         self._failure: BaseException | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=f"nearfar-store-{self.path.name}", daemon=True)
@@ -122,12 +128,18 @@ class Store:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         job = _Job(_nothing, loop, future)
+        now = time.perf_counter()
         with self._put_lock:
-            if self._brief and self._brief_loop is loop and not self._is_closed:
-                self._brief.append(job)
-            else:
+            self._gap_s += (min(now - self._latest, 1.0) - self._gap_s) / 8
+            self._latest = now
+            if not self._brief or self._brief_loop is not loop or self._is_closed:
                 self._put(job)
-        await future
+            else:
+                self._brief.append(job)
+                if self._gap_s > _LONG_GAP_S:
+                    self._commit_brief()
+        if not future.done():
+            await future
         failure, self._failure = self._failure, None
         if failure is not None:
             raise _unusable(self.path, failure) from failure

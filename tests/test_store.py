@@ -588,3 +588,18 @@ async def test_the_write_ahead_log_stays_small_however_many_brief_operations_the
 
     assert max(sizes[1000:]) < 1.5 * max(sizes[:1000])
     assert max(sizes) < 48 * 1024 * 1024
+
+
+async def test_who_waits_alone_waits_for_no_other_turn_of_the_loop(store):
+    """Where writers come one by one each commits at once; where many come they share commits, and none is lost."""
+    store.submit(note("alone"), is_brief=True)
+    waiting = store.flush()
+    with pytest.raises(StopIteration):
+        waiting.send(None)  # it ends without having waited
+
+    async def write(number):
+        store.submit(note(f"note {number}"), is_brief=True)
+        await store.flush()
+
+    await asyncio.gather(*map(write, range(200)))
+    assert len(await store.read(texts)) == 201
