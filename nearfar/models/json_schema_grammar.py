@@ -295,7 +295,7 @@ class _Compiler:
         """Whether jsonschema says that the value fits.
 
         Raises:
-            Unsupported: the schema refers to what is not there.
+            Unsupported: the schema refers to what is not there, or is beyond jsonschema.
         """
         from referencing.exceptions import Unresolvable  # here as in `schema_validator`
 
@@ -303,6 +303,8 @@ class _Compiler:
             return bool(self.validator.evolve(schema=schema).is_valid(value))
         except Unresolvable as exc:
             raise Unsupported(f"it refers to what is not there: {exc}") from exc
+        except TypeError as exc:  # `unevaluatedItems` beside a boolean `items`, in draft 2019-09
+            raise Unsupported(f"jsonschema cannot tell whether {value!r} fits it: {exc}") from exc
 
     def _typed(self, rest: dict[str, Any], fuel: int, where: str) -> Node:
         named = rest.get("type")

@@ -36,6 +36,9 @@ def _fuzzed() -> ModuleType:
 FUZZED = _fuzzed()
 
 
+_DRAFT_2019 = "https://json-schema.org/draft/2019-09/schema"
+
+
 def check_notation(text: str) -> None:
     """The reader of clients' grammars finds nothing wrong with the text but perhaps its size."""
     try:
@@ -229,6 +232,7 @@ def test_what_does_not_fit_is_not(schema: dict[str, Any], outside: list[str]) ->
         ({"type": "string", "pattern": "(?=a)(a+)+$"}, "for ever"),
         ({"type": "object", "patternProperties": {"^(a+)+$": {}}}, "for ever"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"oneOf": [{"type": "null"}, {"$ref": "#/$defs/a"}]}}}, "without end"),
+        ({"$schema": _DRAFT_2019, "enum": [[]], "items": True, "unevaluatedItems": False}, "cannot tell"),
         ({"type": "frob"}, "not valid"),
         ({"type": "object", "properties": {"a": {"type": "frob"}}}, "not valid"),
         (False, "nothing fits"),
