@@ -107,9 +107,9 @@ class HttpClient:
 
     async def session(self) -> aiohttp.ClientSession:
         """The running event loop's session, made if need be."""
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or session.closed:
+        session = self.open_session()
+        if session is None:
+            loop = asyncio.get_running_loop()
             for old in [loop for loop in self._sessions if loop.is_closed()]:
                 await self._sessions.pop(old).close()
             session = self._sessions[loop] = aiohttp.ClientSession(
