@@ -138,8 +138,7 @@ class Store:
                 self._brief.append(job)
                 if self._gap_s > _LONG_GAP_S:
                     self._commit_brief()
-        if not future.done():
-            await future
+        await future  # one that is done is not waited for
         failure, self._failure = self._failure, None
         if failure is not None:
             raise _unusable(self.path, failure) from failure
